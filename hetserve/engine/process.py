@@ -1,0 +1,85 @@
+"""A worker process: `python -m hetserve.engine.process STEPS RESULTS` with its WorkerConfig as JSON on standard input.
+
+Pins itself and caps its libraries before torch is imported, loads the model, then answers steps until told to stop (an empty message) or its
+parent is gone. It prints nothing; failures travel as `Failed`.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import traceback
+
+import msgspec
+import zmq
+
+from hetserve.engine.wire import FROM_WORKER, TO_WORKER, Failed, Ready, WorkerConfig
+from hetserve.errors import HetserveError
+
+ORPHAN_CHECK_MS = 1000
+
+# One name for "no better than this", spelled for every library that picks instructions by itself.
+ISA_CAPS: dict[str, dict[str, str]] = {
+    "avx2": {"ONEDNN_MAX_CPU_ISA": "AVX2", "MKL_ENABLE_INSTRUCTIONS": "AVX2", "ATEN_CPU_CAPABILITY": "avx2", "HETSERVE_ISA": "avx2"},
+    "avx512": {"ONEDNN_MAX_CPU_ISA": "AVX512_CORE", "MKL_ENABLE_INSTRUCTIONS": "AVX512", "HETSERVE_ISA": "avx512"},
+    "avx512bf16": {"ONEDNN_MAX_CPU_ISA": "AVX512_CORE_BF16", "HETSERVE_ISA": "avx512bf16"},
+}
+
+
+def confine(config: WorkerConfig) -> None:
+    """Pins this process to its cores, sizes its thread pools, caps its instruction sets. Before torch is imported."""
+    os.sched_setaffinity(0, config.cores)
+    os.environ["OMP_NUM_THREADS"] = str(len(config.cores))
+    os.environ.update(ISA_CAPS[config.isa] if config.isa else {})
+
+
+def serve_steps(config: WorkerConfig, steps: zmq.Socket, results: zmq.Socket) -> None:
+    """Loads the model, says so, then runs steps in the order they come."""
+    import torch
+
+    from hetserve import _C
+    from hetserve.engine.worker import Worker
+    from hetserve.spec.load import load_model
+
+    torch.set_num_threads(len(config.cores))
+    _C.set_threads(len(config.cores))
+    with torch.inference_mode():
+        worker = Worker(config, load_model(config.model_folder))
+        ready = Ready(_C.info()["isa"], len(config.cores), worker.model.weight_bytes, worker.memory.size_bytes)
+        results.send(FROM_WORKER.encode(ready))
+        parent = os.getppid()
+        while os.getppid() == parent:
+            if not steps.poll(ORPHAN_CHECK_MS):
+                continue
+            message = steps.recv()
+            if not message:
+                return
+            results.send(FROM_WORKER.encode(worker.run(TO_WORKER.decode(message))))
+
+
+def main(steps_url: str, results_url: str) -> int:
+    config = msgspec.json.decode(sys.stdin.buffer.read(), type=WorkerConfig)
+    confine(config)
+    context = zmq.Context()
+    steps, results = context.socket(zmq.PULL), context.socket(zmq.PUSH)
+    steps.connect(steps_url)
+    results.connect(results_url)
+    results.setsockopt(zmq.LINGER, 2000)
+    steps.setsockopt(zmq.LINGER, 0)
+    try:
+        serve_steps(config, steps, results)
+        return 0
+    except HetserveError as error:
+        results.send(FROM_WORKER.encode(Failed(type(error).__name__, error.message, error.hint)))
+        return error.exit_code
+    except Exception:
+        results.send(FROM_WORKER.encode(Failed("", traceback.format_exc(), "")))
+        return 1
+    finally:
+        steps.close()
+        results.close()
+        context.term()
+
+
+if __name__ == "__main__":
+    sys.exit(main(*sys.argv[1:]))
