@@ -1,9 +1,8 @@
 # hetserve from a fresh clone: needs Python 3.11 or newer, g++ and make; everything else goes into a virtual environment.
 #
-#   make bench         this engine beside a real vLLM, on this machine: a table
-#   make test          all tests
-#   make lint          ruff, mypy, clang-format (where it is installed)
-#   make kernel-bench  the kernels: checked, then timed
+#   make bench   this engine beside a real vLLM, on this machine: a table
+#   make test    all tests
+#   make lint    ruff, mypy, clang-format (where it is installed)
 #
 # Overrides: PYTHON=python3.12   VENV=/path/to/venv   ARGS="more arguments"
 #            VENV_FLAGS=--system-site-packages (use the torch this machine already has)   TORCH="what pip shall install instead"
@@ -17,10 +16,10 @@ ARGS       ?=
 
 PY       := $(VENV)/bin/python
 PIP      := $(PY) -m pip install --quiet --disable-pip-version-check
-SOURCES  := CMakeLists.txt setup.py pyproject.toml $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.txt')
+SOURCES  := $(wildcard CMakeLists.txt setup.py pyproject.toml) $(shell find csrc -type f)
 HETSERVE := $(VENV)/bin/hetserve
 
-.PHONY: install bench test lint kernel-bench
+.PHONY: install bench test lint
 .DELETE_ON_ERROR:
 
 install: $(VENV)/.installed
@@ -45,7 +44,7 @@ $(VENV)/bin/python:
 
 # torch first and pinned: the version the real vLLM asks for too. One that is already importable is left alone.
 $(VENV)/.torch: | $(VENV)/bin/python
-	@$(PY) -c 'import torch' 2>/dev/null || { echo "installing $(TORCH)"; $(PIP) "$(TORCH)"; }
+	@$(PY) -c 'import torch' 2>/dev/null || { echo "installing $(TORCH)"; $(PIP) $(TORCH); }
 	@touch $@
 
 $(VENV)/.tools: pyproject.toml | $(VENV)/.torch
