@@ -66,7 +66,7 @@ class Commands(click.Group):
 
 
 def _load(name: str) -> click.Command:
-    command = getattr(importlib.import_module(f"hetserve.cli.{name}"), name)
+    command = getattr(importlib.import_module(f".{name}", __package__), name)
     assert isinstance(command, click.Command), f"cli/{name}.py must define a click command called {name}"
     return command
 

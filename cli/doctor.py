@@ -1,0 +1,148 @@
+"""`hetserve doctor`: what this machine has, what hetserve will use of it, and what to type where something is missing.
+
+It changes nothing. Exit code 5 when hetserve cannot run here, after saying why.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from hetserve.errors import ResourceError
+
+if TYPE_CHECKING:
+    from .console import Screen
+
+GIB = 2**30
+ROUNDS = 3
+ON_CPUS = "not used: this version computes on CPUs"
+
+
+@click.command()
+@click.option("--quick", is_flag=True, help="Do not measure the memory's read bandwidth (a few seconds).")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+def doctor(quick: bool, as_json: bool) -> None:
+    """What this machine has (cores, instruction sets, memory, GPUs, torch, vLLM), and what hetserve will use of it."""
+    from .console import Screen
+
+    screen = Screen(as_json)
+    facts = examine(screen, quick)
+    screen.json(facts)
+    screen.table("this machine", ["", "has", "use"], rows(facts))
+    for fault in facts["missing"]:
+        screen.say(f"missing: {fault['what']}; type: {fault['type']}")
+    if any(fault["needed"] for fault in facts["missing"]):
+        raise ResourceError("hetserve cannot run a model on this machine yet.", hint=facts["missing"][0]["type"])
+
+
+def examine(screen: Screen, quick: bool) -> dict[str, Any]:
+    """Everything doctor reports, ready for JSON. Sizes in bytes, bandwidths in bytes per second."""
+    from hetserve import machine
+
+    with screen.progress("looking around"):
+        torch = _torch()
+        kernels, fault = _kernels()
+        facts: dict[str, Any] = {
+            "machine": machine.describe(),
+            "torch": torch,
+            "kernels": kernels,
+            "kernels_fault": fault,
+            "nvcc": machine.nvcc(),
+            "baselines": {"vllm": _vllm()},
+        }
+    facts["read_bytes_per_s"] = None if quick else _read_bandwidth(screen, facts["machine"])
+    facts["missing"] = missing(facts)
+    return facts
+
+
+def missing(facts: dict[str, Any]) -> list[dict[str, Any]]:
+    """What is not here, what to type to get it, and whether nothing works without it; what is needed comes first."""
+    wanted = [
+        (facts["torch"], "torch", "make install", True),
+        (facts["kernels"], f"the compiled kernels ({facts['kernels_fault']})", "make install", True),
+        (facts["baselines"]["vllm"], "a real vLLM to compare with", "hetserve baseline install vllm", False),
+    ]
+    return [{"what": what, "type": command, "needed": needed} for there, what, command, needed in wanted if not there]
+
+
+def rows(facts: dict[str, Any]) -> list[tuple[str, str, str]]:
+    """The table for people: what, what is here, what becomes of it."""
+    here, kernels, torch, vllm = facts["machine"], facts["kernels"], facts["torch"], facts["baselines"]["vllm"]
+    caches = ", ".join(f"{name.upper()} {size / 2**10:,.0f} KiB" for name, size in here["caches"].items())
+    quota = f", limited to {here['cpu_quota']:g} cores' time" if here["cpu_quota"] else ""
+    return [
+        ("CPU", here["cpu"], ""),
+        ("cores", f"{here['cores']} of {here['cores_total']}{quota}", "one worker on all of them (--cluster cpu)"),
+        ("instruction sets", " ".join(here["isa"]) or "none we have fast kernels for", _kernel_use(kernels)),
+        ("memory", f"{_gib(here['memory_bytes'])}, {_gib(here['memory_free_bytes'])} free", "weights and KV cache"),
+        ("caches", caches or "unknown", ""),
+        ("read bandwidth", _bandwidth(facts["read_bytes_per_s"]), "what bounds decode attention"),
+        ("GPUs", _gpu_names(here["gpus"]) or "none", ON_CPUS if here["gpus"] else ""),
+        ("nvcc", f"{facts['nvcc']['release']}, {facts['nvcc']['path']}" if facts["nvcc"] else "none", ON_CPUS),
+        ("Python, torch", f"{here['python']}, {torch['version'] if torch else 'no torch'}", "matrix multiplications" if torch else "needed"),
+        ("vLLM", f"{vllm['version']} ({vllm['device']}), {vllm['folder']}" if vllm else "not installed", "bench --baseline vllm" if vllm else "none to compare with"),
+    ]
+
+
+def _kernel_use(kernels: dict[str, Any] | None) -> str:
+    if kernels is None:
+        return "kernels are not built"
+    others = [isa for isa in kernels["isas"] if isa != kernels["isa"]]
+    return f"kernels run {kernels['isa']}" + (f"; HETSERVE_ISA can force {', '.join(others)}" if others else "")
+
+
+def _gpu_names(gpus: list[dict[str, Any]]) -> str:
+    return ", ".join(f"{gpu['name']} ({_gib(gpu['memory_bytes'])})" for gpu in gpus)
+
+
+def _bandwidth(measured: dict[str, float] | None) -> str:
+    if measured is None:
+        return "not measured"
+    return f"{measured['one_core'] / 1e9:.1f} GB/s one core, {measured['all_cores'] / 1e9:.1f} GB/s all"
+
+
+def _read_bandwidth(screen: Screen, here: dict[str, Any]) -> dict[str, float]:
+    from hetserve import machine
+
+    enough = max(GIB, 4 * max(here["caches"].values(), default=0))
+    size_bytes = min(enough, (here["memory_free_bytes"] or 4 * enough) // 4)
+    cores = machine.usable_cores()
+    with screen.progress("measuring read bandwidth", total=2 * ROUNDS) as advance:
+        return {
+            "one_core": machine.read_bandwidth(cores[:1], size_bytes, ROUNDS, advance),
+            "all_cores": machine.read_bandwidth(cores, size_bytes, ROUNDS, advance),
+        }
+
+
+def _torch() -> dict[str, Any] | None:
+    try:
+        import torch
+    except ImportError:
+        return None
+    return {"version": torch.__version__, "threads": torch.get_num_threads(), "cpu": torch.backends.cpu.get_cpu_capability(), "cuda": torch.version.cuda}
+
+
+def _kernels() -> tuple[dict[str, Any] | None, str]:
+    """What the compiled extension says of itself; or None, and why it could not be loaded."""
+    try:
+        from hetserve import _C
+
+        return dict(_C.info()), ""
+    except (ImportError, ValueError) as error:  # not built; or HETSERVE_ISA names what this CPU lacks
+        return None, str(error)
+
+
+def _vllm() -> dict[str, Any] | None:
+    from dataclasses import asdict
+
+    from hetserve.bench import vllm_install
+
+    from .baseline import baselines_folder
+
+    found = vllm_install.listed(baselines_folder(None))
+    return asdict(found[0]) if found else None
+
+
+def _gib(size_bytes: int | None) -> str:
+    return "unknown" if size_bytes is None else f"{size_bytes / GIB:.1f} GiB"
