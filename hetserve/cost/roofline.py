@@ -1,0 +1,83 @@
+"""Seconds and bytes of running a model's layers on a device, from its shape and the device's rates. Counted exactly, never by 12 * H^2."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from hetserve.cost.rates import Rates
+from hetserve.spec.model import DTYPE_BYTES, ModelSpec
+from hetserve.spec.plan import PAGE_TOKENS
+
+PROCESS_BYTES = 384 * 2**20  # a worker process with torch loaded, before any weight
+
+
+@dataclass(frozen=True)
+class StepCost:
+    """A step's time as a formula in what the controller knows of it. Frozen into its config, so a journal replays without the model."""
+
+    fixed_s: float
+    token_s: float  # dense work per token
+    weights_s: float  # reading all weights once: what a small batch waits for
+    context_s: float  # per token of context a decoding sequence reads
+    pair_s: float  # per (token, earlier token) pair of a prefill chunk
+    sample_s: float  # per sampled token: the LM head
+    source: str
+
+    def step_s(self, tokens: int, samples: int, decode_context: int, prefill_pairs: float) -> float:
+        """Seconds of one step.
+
+        Args:
+            tokens: rows of the pass, decode and chunks.
+            samples: rows that go through the LM head.
+            decode_context: sum of the decoding sequences' lengths.
+            prefill_pairs: sum over chunks of tokens times the mean context they see.
+        """
+        dense_s = max(self.weights_s, tokens * self.token_s + samples * self.sample_s)
+        return self.fixed_s + dense_s + decode_context * self.context_s + prefill_pairs * self.pair_s
+
+
+@dataclass(frozen=True)
+class Roofline:
+    """Answers step_s, kv_bytes and memory for a model on a device; `source` says on what grounds."""
+
+    model: ModelSpec
+    dtype: str
+    rates: Rates
+
+    @property
+    def source(self) -> str:
+        return self.rates.source
+
+    def kv_bytes(self, tokens: int) -> int:
+        """Bytes of the KV of `tokens` tokens, all heads and layers."""
+        return tokens * self.model.kv_bytes_per_token(self.dtype)
+
+    def weight_bytes(self) -> int:
+        """Bytes of the weights as the worker stores them."""
+        return self.model.weight_bytes(self.dtype)
+
+    def workspace_bytes(self, step_tokens: int, samples: int) -> int:
+        """Bytes a worker needs beside weights and KV for steps of `step_tokens` rows, `samples` of which get logits."""
+        model = self.model
+        row = 6 * model.hidden + 2 * (model.q_dim + 2 * model.kv_dim) + 3 * model.intermediate
+        return PROCESS_BYTES + 2 * step_tokens * row * DTYPE_BYTES[self.dtype] + 3 * samples * model.vocab * 4
+
+    def step_cost(self) -> StepCost:
+        """The step-time formula of all layers on this device."""
+        model, rates = self.model, self.rates
+        head = model.vocab * model.embed_dim
+        dense = model.parameters - (head if model.tie_embeddings else 2 * head)  # the input embedding is a lookup, no product
+        return StepCost(
+            fixed_s=rates.step_s,
+            token_s=2 * dense / rates.dense_flops,
+            weights_s=(dense + head) * DTYPE_BYTES[self.dtype] / rates.read_bytes,
+            context_s=self.kv_bytes(1) / rates.read_bytes,
+            pair_s=4 * model.layers * model.q_dim / rates.dense_flops,
+            sample_s=2 * head / rates.dense_flops,
+            source=rates.source,
+        )
+
+
+def token_pages(tokens: int, page_tokens: int = PAGE_TOKENS) -> int:
+    """Pages of one KV head that `tokens` tokens need."""
+    return -(-tokens // page_tokens)
