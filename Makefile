@@ -19,6 +19,8 @@ PIP      := $(PY) -m pip install --quiet --disable-pip-version-check
 SOURCES  := $(wildcard CMakeLists.txt setup.py pyproject.toml) $(shell find csrc -type f)
 HETSERVE := $(VENV)/bin/hetserve
 
+export PATH := $(abspath $(VENV))/bin:$(PATH)
+
 .PHONY: install bench test lint
 .DELETE_ON_ERROR:
 

@@ -79,9 +79,9 @@ def rows(facts: dict[str, Any]) -> list[tuple[str, str, str]]:
         ("caches", caches or "unknown", ""),
         ("read bandwidth", _bandwidth(facts["read_bytes_per_s"]), "what bounds decode attention"),
         ("GPUs", _gpu_names(here["gpus"]) or "none", ON_CPUS if here["gpus"] else ""),
-        ("nvcc", f"{facts['nvcc']['release']}, {facts['nvcc']['path']}" if facts["nvcc"] else "none", ON_CPUS),
+        ("nvcc", _nvcc(facts["nvcc"]), ON_CPUS if facts["nvcc"] else ""),
         ("Python, torch", f"{here['python']}, {torch['version'] if torch else 'no torch'}", "matrix multiplications" if torch else "needed"),
-        ("vLLM", f"{vllm['version']} ({vllm['device']}), {vllm['folder']}" if vllm else "not installed", "bench --baseline vllm" if vllm else "none to compare with"),
+        ("vLLM", _baseline(vllm), "bench --baseline vllm" if vllm else "nothing to compare with"),
     ]
 
 
@@ -94,6 +94,14 @@ def _kernel_use(kernels: dict[str, Any] | None) -> str:
 
 def _gpu_names(gpus: list[dict[str, Any]]) -> str:
     return ", ".join(f"{gpu['name']} ({_gib(gpu['memory_bytes'])})" for gpu in gpus)
+
+
+def _nvcc(found: dict[str, str] | None) -> str:
+    return f"{found['release']}, {found['path']}" if found else "none"
+
+
+def _baseline(found: dict[str, Any] | None) -> str:
+    return f"{found['version']} ({found['device']}), {found['folder']}" if found else "not installed"
 
 
 def _bandwidth(measured: dict[str, float] | None) -> str:
@@ -120,7 +128,8 @@ def _torch() -> dict[str, Any] | None:
         import torch
     except ImportError:
         return None
-    return {"version": torch.__version__, "threads": torch.get_num_threads(), "cpu": torch.backends.cpu.get_cpu_capability(), "cuda": torch.version.cuda}
+    capability = torch.backends.cpu.get_cpu_capability()
+    return {"version": torch.__version__, "threads": torch.get_num_threads(), "cpu": capability, "cuda": torch.version.cuda}
 
 
 def _kernels() -> tuple[dict[str, Any] | None, str]:

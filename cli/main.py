@@ -37,7 +37,7 @@ PLANNED = {
 }
 
 INTERRUPTED = 130  # 128 + SIGINT, as shells report it
-PIPE_CLOSED = 141  # 128 + SIGPIPE: `hetserve ... | head`
+PIPE_CLOSED = 1  # `hetserve ... | head`, as click has it
 UNEXPECTED = 70  # EX_SOFTWARE: a fault of ours
 
 
@@ -129,7 +129,7 @@ def _run(argv: list[str], debug: bool) -> int:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or the interpreter complains again when it flushes at exit
         return PIPE_CLOSED
-    except Exception as error:  # noqa: BLE001 - the last line of defence: a user never meets a bare traceback
+    except Exception as error:  # the last line of defence: a user never meets a bare traceback
         said = f"unexpected {type(error).__name__}: {error}"
         return _fail(said, "this is a fault in hetserve; `hetserve --debug COMMAND ...` shows where", UNEXPECTED, debug)
 

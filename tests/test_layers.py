@@ -45,7 +45,8 @@ ASSEMBLY = {"engine.engine": ("control", "drive")}
 ONLY_CLI = ("click", "rich")
 NO_TORCH = ("errors", "spec", "machine", "solve", "policy", "cost", "planner", "control", "drive", "sim", "systems", "trace", "metrics")
 
-# `policy`, `control`, `solve`, and `spec` but its load.py: no clocks, randomness, I/O or torch. A list of what is allowed cannot be outwitted by a new library.
+# `policy`, `control`, `solve`, and `spec` but its load.py: no clocks, randomness, I/O or torch.
+# A list of what is allowed cannot be outwitted by a new library.
 PURE = ("policy", "control", "solve", "spec")
 READS_FILES = ("spec.load",)
 PURE_MODULES = {

@@ -1,0 +1,66 @@
+"""doctor: everything in one JSON object, a table for people, and what to type where something is missing."""
+
+from __future__ import annotations
+
+import json
+import os
+
+import pytest
+
+from hetserve.cli import doctor
+
+FACTS = {
+    "machine": {
+        **{"cpu": "Some CPU", "cores": 4, "cores_total": 8, "cpu_quota": 2.0, "isa": ["avx2", "avx512"], "python": "3.12.1"},
+        **{"memory_bytes": 16 * 2**30, "memory_free_bytes": 8 * 2**30, "caches": {"l1d": 32768, "l3": 2**25}},
+        "gpus": [{"name": "NVIDIA P100", "memory_bytes": 16 * 2**30}],
+    },
+    "torch": {"version": "2.11.0"},
+    "kernels": {"isa": "avx512", "isas": ["ref", "avx2", "avx512"]},
+    "kernels_fault": "",
+    "nvcc": None,
+    "baselines": {"vllm": None},
+    "read_bytes_per_s": {"one_core": 10e9, "all_cores": 35.26e9},
+}
+
+
+def test_the_json_names_what_is_here(run) -> None:
+    done = run("doctor", "--json", "--quick")
+    facts = json.loads(done.stdout)
+    assert facts["machine"]["cores"] == len(os.sched_getaffinity(0))
+    assert facts["torch"]["version"] and facts["kernels"]["isa"] in facts["kernels"]["isas"]
+    assert facts["read_bytes_per_s"] is None
+    assert done.returncode == 0
+
+
+def test_a_forced_instruction_set_is_what_runs(run) -> None:
+    assert json.loads(run("doctor", "--json", "--quick", HETSERVE_ISA="ref").stdout)["kernels"]["isa"] == "ref"
+
+
+def test_an_impossible_instruction_set_is_named_as_the_fault(run) -> None:
+    done = run("doctor", "--json", "--quick", HETSERVE_ISA="mmx")
+    facts = json.loads(done.stdout)
+    assert facts["kernels"] is None and "mmx" in facts["missing"][0]["what"]
+    assert done.returncode == 5 and "Traceback" not in done.stderr
+
+
+def test_the_table_says_what_is_used() -> None:
+    table = {name: (has, use) for name, has, use in doctor.rows(FACTS)}
+    assert table["cores"][0] == "4 of 8, limited to 2 cores' time"
+    assert table["instruction sets"][1] == "kernels run avx512; HETSERVE_ISA can force ref, avx2"
+    assert table["read bandwidth"][0] == "10.0 GB/s one core, 35.3 GB/s all"
+    assert table["GPUs"] == ("NVIDIA P100 (16.0 GiB)", "not used: this version computes on CPUs")
+    assert table["vLLM"][0] == "not installed"
+
+
+def test_what_is_missing_comes_with_what_to_type() -> None:
+    assert doctor.missing(FACTS) == [{"what": "a real vLLM to compare with", "type": "hetserve baseline install vllm", "needed": False}]
+    broken = {**FACTS, "torch": None, "kernels": None, "kernels_fault": "no such file"}
+    assert [(fault["type"], fault["needed"]) for fault in doctor.missing(broken)][:2] == [("make install", True)] * 2
+
+
+@pytest.mark.parametrize("absent", [None, {}])
+def test_a_bare_machine_can_be_shown(absent) -> None:
+    bare = {**FACTS["machine"], "isa": [], "gpus": [], "caches": {}, "memory_bytes": None, "memory_free_bytes": None}
+    facts = {**FACTS, "machine": bare, "torch": absent, "kernels": None, "read_bytes_per_s": None}
+    assert all(isinstance(cell, str) for row in doctor.rows(facts) for cell in row)
