@@ -61,6 +61,7 @@ class Screen:
         pretty = self.out.is_terminal
         shape = box.ROUNDED if pretty else None
         table = Table(title=_verbatim(title), caption=_verbatim(caption), box=shape, pad_edge=pretty, title_justify="left", caption_justify="left")
+        table.show_header = any(columns)
         for index, name in enumerate(columns):
             table.add_column(Text(name), justify="right" if index in right else "left", overflow="fold")
         for row in rows:

@@ -15,7 +15,7 @@ from typing import Any
 
 import click
 
-from hetserve.errors import HetserveError, UnsupportedError
+from hetserve.errors import HetserveError, ResourceError, UnsupportedError
 
 COMMANDS = {
     "bench": "Measure this engine, and a real vLLM beside it with --baseline vllm.",
@@ -129,6 +129,9 @@ def _run(argv: list[str], debug: bool) -> int:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or the interpreter complains again when it flushes at exit
         return PIPE_CLOSED
+    except OSError as error:  # a full disk, a read-only folder: the machine's word, not our fault
+        where = f" ({error.filename})" if error.filename else ""
+        return _fail(f"{error.strerror or error}{where}", "", ResourceError.exit_code, debug)
     except Exception as error:  # the last line of defence: a user never meets a bare traceback
         said = f"unexpected {type(error).__name__}: {error}"
         return _fail(said, "this is a fault in hetserve; `hetserve --debug COMMAND ...` shows where", UNEXPECTED, debug)

@@ -23,12 +23,12 @@ def model() -> None:
 @model.command()
 @click.argument("name")
 @click.argument("folder", required=False, type=click.Path(path_type=Path))
-@click.option("--seed", default=0, show_default=True, help="The same seed gives the same weights.")
+@click.option("--seed", type=click.IntRange(0, 2**63 - 1), default=0, show_default=True, help="The same seed gives the same weights.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def make(name: str, folder: Path | None, seed: int, as_json: bool) -> None:
-    """Write the random-weight checkpoint NAME (tiny, llama-250m) to FOLDER (default: models/NAME), tokenizer included.
+    """Write the random-weight checkpoint NAME to FOLDER (default: models/NAME), tokenizer included.
 
-    transformers and vLLM load it unchanged.
+    NAME is tiny, tiny-opt, tiny-qwen3, llama-250m, ...; a wrong one lists them all. transformers and vLLM load the folder unchanged.
     """
     from hetserve.engine.model.make import make_checkpoint
 

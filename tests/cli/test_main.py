@@ -157,6 +157,11 @@ def test_an_unexpected_error_is_short_unless_debugged(failing, capsys, monkeypat
     assert "Traceback" in capsys.readouterr().err
 
 
+def test_the_machines_own_errors_are_not_called_a_fault_of_ours(failing, capsys) -> None:
+    assert failing(PermissionError(13, "Permission denied", "/etc/plan.json")) == errors.ResourceError.exit_code
+    assert capsys.readouterr().err == "error: Permission denied (/etc/plan.json)\n"
+
+
 @pytest.mark.parametrize(("error", "code"), [(KeyboardInterrupt(), 130), (click.Abort(), 130), (SystemExit(3), 3)])
 def test_interruptions_keep_the_shells_codes(failing, error: BaseException, code: int) -> None:
     assert failing(error) == code
