@@ -1,0 +1,156 @@
+"""Do two systems say the same? Outputs compared token by token; where they part, a reference decides between a tie and a fault.
+
+Near-tie rule (DESIGN 8): teacher-forced on the common prefix, the float32 reference's logit gap between the two tokens is at most twice the
+largest |bfloat16 - float32| difference of the reference's logits at that position. Anything else is wrong. Run after all timing: it uses every core.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+TIE_FACTOR = 2.0
+MOST_CHECKED = 16
+
+
+@dataclass(frozen=True)
+class Answers:
+    """Both systems' outputs for one request, as token ids; None where that system failed it."""
+
+    prompt: tuple[int, ...]
+    ours: tuple[int, ...] | None
+    theirs: tuple[int, ...] | None
+
+
+@dataclass(frozen=True)
+class Divergence:
+    """Where two answers part: after `prefix` (prompt and common output) one goes on with `ours`, the other with `theirs`."""
+
+    prefix: tuple[int, ...]
+    ours: int
+    theirs: int
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """A divergence with the reference's word on it. All in logits."""
+
+    near_tie: bool
+    gap: float
+    bound: float
+    position: int  # length of the prefix in tokens
+    ours: int
+    theirs: int
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """How many answers were compared and what they are.
+
+    Attributes:
+        compared: answers that both systems gave.
+        near_tie, wrong: answers that differ, as the reference judges them. An answer that ends early is wrong.
+        unchecked: answers that differ and were beyond the cap; chosen before any is judged, evenly over context lengths.
+        verdicts: those that were judged, by context length.
+    """
+
+    compared: int
+    identical: int
+    near_tie: int
+    wrong: int
+    unchecked: int
+    verdicts: tuple[Verdict, ...]
+
+
+class Reference(Protocol):
+    """The logits that follow a prefix: ([vocab] float32 model, [vocab] bfloat16 model)."""
+
+    def logits(self, prefix: Sequence[int]) -> tuple[NDArray[np.float32], NDArray[np.float32]]: ...
+
+
+def divergence(answers: Answers) -> Divergence | None:
+    """Where the two answers part, or None when one merely ends earlier (or both are equal)."""
+    assert answers.ours is not None and answers.theirs is not None
+    for index, (ours, theirs) in enumerate(zip(answers.ours, answers.theirs, strict=False)):
+        if ours != theirs:
+            return Divergence(answers.prompt + answers.ours[:index], ours, theirs)
+    return None
+
+
+def judge(one: Divergence, reference: Reference) -> Verdict:
+    """The near-tie rule on one divergence."""
+    exact, rounded = reference.logits(one.prefix)
+    inside = max(one.ours, one.theirs) < len(exact)
+    gap = abs(float(exact[one.ours]) - float(exact[one.theirs])) if inside else float("inf")
+    bound = TIE_FACTOR * float(np.abs(rounded - exact).max())
+    return Verdict(gap <= bound, gap, bound, len(one.prefix), one.ours, one.theirs)
+
+
+def agree(
+    pairs: Sequence[Answers],
+    open_reference: Callable[[], Reference],
+    most_checked: int = MOST_CHECKED,
+    judged: Callable[[int, int], None] = lambda done, total: None,
+) -> Agreement:
+    """Compares all answers.
+
+    Args:
+        open_reference: called once, and only if an answer differs.
+        most_checked: how many different divergences are put to the reference; the rest is reported as unchecked. 0: all.
+        judged: told how many of how many have been judged.
+    """
+    both = [one for one in pairs if one.ours is not None and one.theirs is not None]
+    differing = [one for one in both if one.ours != one.theirs]
+    found = [divergence(one) for one in differing]
+    short = found.count(None)
+    distinct = sorted({one for one in found if one is not None}, key=lambda one: (len(one.prefix), one.prefix, one.ours, one.theirs))
+    chosen = spread(distinct, most_checked or len(distinct))
+    reference = open_reference() if chosen else None
+    verdicts: dict[Divergence, Verdict] = {}
+    for done, one in enumerate(chosen, 1):
+        assert reference is not None
+        verdicts[one] = judge(one, reference)
+        judged(done, len(chosen))
+    known = [verdicts[one].near_tie for one in found if one in verdicts]
+    return Agreement(
+        compared=len(both),
+        identical=len(both) - len(differing),
+        near_tie=known.count(True),
+        wrong=known.count(False) + short,
+        unchecked=len(found) - short - len(known),
+        verdicts=tuple(verdicts[one] for one in chosen),
+    )
+
+
+def spread(ordered: Sequence[Divergence], most: int) -> list[Divergence]:
+    """At most `most` of them, evenly spaced in the given order, first and last included."""
+    if len(ordered) <= most:
+        return list(ordered)
+    return [ordered[round(index)] for index in np.linspace(0, len(ordered) - 1, most)]
+
+
+class HfReference:
+    """Hugging Face transformers on the checkpoint itself, in float32 and in bfloat16, on the CPU. Loads both once."""
+
+    def __init__(self, folder: Path, threads: int) -> None:
+        import torch
+        from transformers import AutoModelForCausalLM
+
+        torch.set_num_threads(threads)
+        self._torch = torch
+        self._models = [
+            AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, local_files_only=True, trust_remote_code=False, use_safetensors=True).eval()
+            for dtype in (torch.float32, torch.bfloat16)
+        ]
+
+    def logits(self, prefix: Sequence[int]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """Logits of the token after `prefix`, [vocab] each, as float32."""
+        ids = self._torch.tensor([list(prefix)])
+        with self._torch.inference_mode():
+            exact, rounded = (model(ids, use_cache=False, logits_to_keep=1).logits[0, -1].float().numpy() for model in self._models)
+        return exact, rounded

@@ -1,0 +1,117 @@
+"""The adapters: how to start each system on the same model, cores, dtype, KV memory and window. A baseline is one function here.
+
+The real vLLM gets what its authors ask for on a CPU (tcmalloc, Intel OpenMP, one OpenMP thread bound to each core); BASELINES' pitfalls are met here.
+"""
+
+from __future__ import annotations
+
+import math
+import shlex
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from hetserve.bench.process import Launch, free_port
+from hetserve.bench.vllm_install import VllmInstall
+from hetserve.errors import BaselineError, BenchError, ResourceError, UnsupportedError
+from hetserve.spec.cluster import Cluster, Device
+
+GIB = 2**30
+VLLM_BLOCK_TOKENS = 128  # vLLM's own default on a CPU
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What every system compared gets alike.
+
+    Attributes:
+        model: the checkpoint's folder.
+        served_name: the model's name in requests.
+        kv_bytes: memory for the KV cache.
+        kv_bytes_per_token: of this model in this dtype, all layers and heads.
+        max_model_len: prompt and output of a request together, tokens.
+    """
+
+    model: Path
+    served_name: str
+    cluster: Cluster
+    dtype: str
+    kv_bytes: int
+    kv_bytes_per_token: int
+    max_model_len: int
+    log_dir: Path
+
+    @property
+    def cores(self) -> tuple[int, ...]:
+        """Every core the cluster names."""
+        named = {core for device in self.cluster.devices for core in device.cores}
+        return tuple(sorted(named | set(self.cluster.control_cores)))
+
+
+def hetserve_launch(setup: Setup, where: tuple[str, ...], extra: str = "") -> Launch:
+    """`hetserve serve` by this very Python.
+
+    Args:
+        where: the flags that say where it runs: --cluster NAME or --plan FILE.
+        extra: more arguments, as one string.
+    """
+    port = free_port()
+    command = (
+        *(sys.executable, "-m", "hetserve.cli.main", "serve", str(setup.model), *where),
+        *("--host", "127.0.0.1", "--port", str(port), "--served-model-name", setup.served_name),
+        *("--dtype", setup.dtype, "--max-model-len", str(setup.max_model_len), "--kv-memory", str(setup.kv_bytes)),
+        *shlex.split(extra),
+    )
+    hint = "run that command by hand to see it fail: " + shlex.join(command)
+    return Launch("hetserve", command, {}, setup.cores, f"http://127.0.0.1:{port}", setup.log_dir / "hetserve.log", BenchError, hint)
+
+
+def vllm_launch(setup: Setup, install: VllmInstall, extra: str = "") -> Launch:
+    """The real `vllm serve`.
+
+    Raises:
+        UnsupportedError: a cluster that this version cannot give vLLM.
+        ResourceError: the KV memory does not hold one request of max_model_len.
+    """
+    device = _only_device(setup.cluster)
+    port = free_port()
+    command = (
+        *(str(install.executable), "serve", str(setup.model), "--host", "127.0.0.1", "--port", str(port)),
+        *("--served-model-name", setup.served_name, "--dtype", setup.dtype, "--max-model-len", str(setup.max_model_len)),
+        "--no-enable-prefix-caching",  # prompts are drawn anew, so it could find nothing and would only cost
+        *_vllm_blocks(setup),
+        *shlex.split(extra),
+    )
+    environment = {
+        "HF_HUB_OFFLINE": "1",
+        "VLLM_NO_USAGE_STATS": "1",
+        "VLLM_HOST_IP": "127.0.0.1",
+        "VLLM_CPU_KVCACHE_SPACE": str(math.ceil(setup.kv_bytes / GIB)),
+        "VLLM_CPU_OMP_THREADS_BIND": ",".join(map(str, device.cores)),  # its own choice would leave a core idle
+        "LD_PRELOAD": ":".join(install.preload()) or None,
+        **dict.fromkeys(("PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV", "OMP_NUM_THREADS", "ONEDNN_MAX_CPU_ISA", "HETSERVE_ISA")),
+    }
+    hint = "`hetserve baseline remove vllm` and `hetserve baseline install vllm` make it anew"
+    # Its API process stays on the control cores; its worker binds itself to the device's.
+    cores, url = setup.cluster.control_cores, f"http://127.0.0.1:{port}"
+    return Launch("vllm", command, environment, cores, url, setup.log_dir / "vllm.log", BaselineError, hint)
+
+
+def _vllm_blocks(setup: Setup) -> tuple[str, ...]:
+    """vLLM takes whole GiB; any other size is set as a number of blocks."""
+    blocks = setup.kv_bytes // (VLLM_BLOCK_TOKENS * setup.kv_bytes_per_token)
+    if blocks * VLLM_BLOCK_TOKENS < setup.max_model_len:
+        raise ResourceError(
+            f"--kv-memory {setup.kv_bytes:,} bytes holds {blocks * VLLM_BLOCK_TOKENS:,} tokens, fewer than --max-model-len {setup.max_model_len:,}.",
+            hint="a larger --kv-memory or a smaller --max-model-len",
+        )
+    return () if setup.kv_bytes % GIB == 0 else ("--num-gpu-blocks-override", str(blocks))
+
+
+def _only_device(cluster: Cluster) -> Device:
+    if len(cluster.devices) != 1 or cluster.devices[0].isa:
+        raise UnsupportedError(
+            f"cluster {cluster.name!r} has several devices or one capped to an instruction set; vLLM is started on one uncapped CPU device only",
+            hint="--cluster cpu or cpu-1; or start vLLM yourself and give --baseline-url",
+        )
+    return cluster.devices[0]
