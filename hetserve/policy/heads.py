@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 
-from hetserve.policy.row import Ints
+from hetserve.policy.row import Int32s, Ints
 
 
-def on_group(kv_heads: int, pages_free: Ints) -> Ints:
+def on_group(kv_heads: int, pages_free: Ints) -> Int32s:
     """All head groups on the group's first device, its primary.
 
     Args:

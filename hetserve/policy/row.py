@@ -9,12 +9,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 Ints = NDArray[np.integer]
+Int32s = NDArray[np.int32]
 
 
 @dataclass(frozen=True)
 class Policies:
     route: Callable[[Ints, Ints], int]  # see policy/route.py
     batch: Callable[[int, Ints], list[int]]  # see policy/batch.py
-    heads: Callable[[int, Ints], Ints]  # see policy/heads.py
+    heads: Callable[[int, Ints], Int32s]  # see policy/heads.py
     rebalance: Callable[[Ints, Ints], list[tuple[int, int]]]  # see policy/rebalance.py
     evict: Callable[[Ints], int]  # see policy/evict.py

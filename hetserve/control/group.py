@@ -1,0 +1,298 @@
+"""One group's running sequences, their pages and the steps in flight: who starts, who gives way, what a reported step means.
+
+Which tokens go into a step is decided in `form`; who waits and who is told, in `controller`.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections import deque
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hetserve.control.config import ControllerConfig, GroupConfig
+from hetserve.control.messages import NO_INTS, Int32s, StepDone, Tokens
+from hetserve.control.pages import Pools
+from hetserve.control.queue import Queue
+from hetserve.control.states import CLOSED, DECODE, FREE, LEAVING, PREFILL, Prefix, Sequence, Slots
+from hetserve.policy.row import Policies
+
+Mask = NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
+class Standing:
+    """The workers' standing set as of the last step sent, spelled out once for as long as it does not change."""
+
+    rows: Int32s  # slots, ascending
+    requests: tuple[int, ...]
+    choices: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class SentStep:
+    """What must be remembered of a step until it is reported."""
+
+    step: int
+    rows: Int32s  # [sampled] slots in sampling order
+    requests: tuple[int, ...]  # [sampled]
+    choices: tuple[int, ...]  # [sampled]
+    samples: Mask  # [slots] those in rows
+    members: Mask  # [slots] all slots that took part
+
+
+@dataclass(frozen=True)
+class Ending:
+    """A sequence that a reported step completed."""
+
+    slot: int
+    reason: str  # "stop" or "length"
+
+
+class Group:
+    """State of one group. `form` fills steps from it; `absorb` takes their results in."""
+
+    def __init__(self, index: int, config: ControllerConfig, policies: Policies) -> None:
+        self.index = index
+        self.config = config
+        self.policies = policies
+        self.spec: GroupConfig = config.groups[index]
+        self.queue = Queue()
+        self.missing: dict[str, str] = {}  # lost device -> why
+        self.preemptions = 0
+        self.reset()
+
+    def reset(self) -> None:
+        """Empty slots and pools, nothing in flight: how a group begins, and begins again after a loss."""
+        config = self.config
+        self.pools = Pools(self.spec.pages)
+        self.slots = Slots(config.max_seqs, config.kv_heads, config.page_tokens, config.max_model_len)
+        self.free_slots = list(range(config.max_seqs))  # a heap: the lowest free slot is used first
+        self.in_flight: deque[SentStep] = deque()
+        self.standing = Standing(NO_INTS, (), ())
+        self.prefills: list[int] = []  # slots in phase PREFILL, in order of arrival
+        self.ends: list[int] = []  # slots given up since the last step sent
+        self.kept: dict[int, Prefix] = {}  # request -> its prompt's pages, for choices that still wait
+        self.going = 0  # slots in phase LEAVING or CLOSED: their pages are on their way back
+
+    @property
+    def up(self) -> bool:
+        return not self.missing
+
+    @property
+    def running(self) -> int:
+        """Sequences in slots that are not over."""
+        return int(np.count_nonzero((self.slots.phase != FREE) & (self.slots.phase != CLOSED)))
+
+    def tokens(self) -> int:
+        """Known tokens of everything this group is responsible for; -1 when it is down."""
+        slots = self.slots
+        return self.queue.tokens + int(slots.known[slots.phase != FREE].sum()) if self.up else -1
+
+    def capacity_tokens(self) -> int:
+        """Tokens of one sequence that the pools hold at most when it is alone on the primary."""
+        return self.spec.pages[0] // self.config.kv_heads * self.config.page_tokens
+
+    # ------------------------------------------------------------------------------------------------ sequences
+
+    def start(self, sequence: Sequence, prefix: Prefix | None, placement: Int32s) -> tuple[int, Int32s]:
+        """Puts a sequence into a slot with pages for all its known tokens. Returns the slot and the pages [rows, kv_heads]."""
+        slots, size = self.slots, self.config.page_tokens
+        slot = heapq.heappop(self.free_slots)
+        rows = -(-len(sequence.tokens) // size)
+        slots.open(slot, sequence, placement)
+        shared = 0 if prefix is None else prefix.pages.shape[1]
+        if prefix is not None:
+            self.pools.share(prefix.pages, placement)
+            slots.pages[slot, :, :shared] = prefix.pages
+            slots.computed[slot] = shared * size
+        fresh = self.pools.take(np.broadcast_to(placement, (rows - shared, len(placement))))
+        slots.pages[slot, :, shared:rows] = fresh.T
+        slots.room[slot] = rows * size
+        self.prefills.append(slot)
+        if prefix is not None and not self._waits(sequence.request.sequences):
+            self.drop_kept(sequence.request.request.id)
+        return slot, slots.pages[slot, :, :rows].T
+
+    def end(self, slot: int) -> None:
+        """The slot's sequence is over: its pages go back once no step in flight uses them."""
+        slots = self.slots
+        sequence = slots.sequences[slot]
+        assert sequence is not None and not sequence.done
+        sequence.done = True
+        self._take_out(slot, CLOSED)
+
+    def preempt(self, slot: int) -> None:
+        """The slot's sequence goes back to waiting, with its tokens as what is to be computed again."""
+        self.preemptions += 1
+        self._take_out(slot, LEAVING)
+
+    def _take_out(self, slot: int, phase: int) -> None:
+        slots = self.slots
+        if slots.phase[slot] == PREFILL:
+            self.prefills.remove(slot)
+        if slots.phase[slot] not in (LEAVING, CLOSED):
+            self.going += 1
+        slots.set_phase(slot, phase)
+        if slots.in_flight[slot] == 0:
+            self._release(slot)
+
+    def _release(self, slot: int) -> None:
+        """Gives up a slot that no step in flight uses; a preempted sequence waits again."""
+        slots = self.slots
+        again = slots.phase[slot] == LEAVING
+        if not again:
+            self._keep_prefix(slot)
+        self.pools.give(slots.held(slot), slots.placement[slot])
+        sequence = slots.clear(slot)
+        self.going -= 1
+        self.ends.append(slot)
+        heapq.heappush(self.free_slots, slot)
+        if again:
+            self.queue.push(sequence)
+
+    # ------------------------------------------------------------------------------------------- shared prompts
+
+    def prefix(self, sequence: Sequence) -> tuple[Prefix | None, bool]:
+        """The computed prompt pages a waiting sequence may share, and whether it should wait because a sibling is computing them."""
+        state = sequence.request
+        slots = self.slots
+        if state.request.n == 1 or state.cached_tokens == 0:
+            return None, False
+        if state.request.id in self.kept:
+            return self.kept[state.request.id], False
+        computing = False
+        for sibling in state.sequences:
+            if sibling.slot < 0:
+                continue
+            if slots.computed[sibling.slot] >= state.cached_tokens:
+                return self._prefix_of(sibling.slot, state.cached_tokens), False
+            computing |= slots.phase[sibling.slot] == PREFILL
+        return None, computing
+
+    def drop_kept(self, request: int) -> None:
+        """Gives back the pages kept for a request's waiting choices, if there are any."""
+        prefix = self.kept.pop(request, None)
+        if prefix is not None:
+            self.pools.give(prefix.pages, prefix.placement)
+
+    def drop_one_kept(self) -> bool:
+        """Gives back the prompt pages kept last; False when none are kept."""
+        if not self.kept:
+            return False
+        self.drop_kept(next(reversed(self.kept)))
+        return True
+
+    def _prefix_of(self, slot: int, cached_tokens: int) -> Prefix:
+        rows = cached_tokens // self.config.page_tokens
+        return Prefix(self.slots.pages[slot, :, :rows].copy(), self.slots.placement[slot].copy())
+
+    def _keep_prefix(self, slot: int) -> None:
+        """Before a finished choice's pages go: keeps the prompt's, if choices wait that could share them with nobody else."""
+        slots = self.slots
+        sequence = slots.sequences[slot]
+        assert sequence is not None
+        state = sequence.request
+        if state.request.n == 1 or state.cached_tokens == 0 or state.request.id in self.kept or not self._waits(state.sequences):
+            return
+        if slots.computed[slot] < state.cached_tokens or any(one.slot >= 0 and one.slot != slot for one in state.sequences):
+            return
+        prefix = self._prefix_of(slot, state.cached_tokens)
+        self.pools.share(prefix.pages, prefix.placement)
+        self.kept[state.request.id] = prefix
+
+    @staticmethod
+    def _waits(sequences: list[Sequence]) -> bool:
+        return any(one.slot < 0 and not one.done for one in sequences)
+
+    # ------------------------------------------------------------------------------------------------- results
+
+    def absorb(self, event: StepDone) -> tuple[Tokens, list[Ending]]:
+        """Takes in the oldest step's tokens. The endings are not carried out yet: the caller ends each.
+
+        Tokens of sequences that are over are dropped here, so nobody hears of tokens past a stop.
+        """
+        sent = self.in_flight.popleft()
+        slots = self.slots
+        rows, tokens, requests, choices, samples = sent.rows, event.tokens, sent.requests, sent.choices, sent.samples
+        assert sent.step == event.step and len(tokens) == len(rows), (sent.step, event.step, len(tokens), len(rows))
+        slots.in_flight -= sent.members
+        places: tuple[int, ...] = tuple(range(len(rows)))
+        if self.going:
+            alive = slots.phase[rows] != CLOSED
+            places = tuple(np.flatnonzero(alive).tolist())
+            rows, tokens = rows[alive], tokens[alive]
+            requests, choices = tuple(requests[i] for i in places), tuple(choices[i] for i in places)
+            samples = samples & (slots.phase != CLOSED)
+        slots.tokens[rows, slots.known[rows]] = tokens
+        slots.last[rows] = tokens
+        slots.known += samples
+        return Tokens(event.step, requests, choices, tuple(tokens.tolist()), places), self._endings(rows, tokens)
+
+    def release_going(self) -> None:
+        """Releases the slots whose last step in flight has been reported."""
+        if self.going:
+            slots = self.slots
+            waits = (slots.phase >= LEAVING) & (slots.in_flight == 0)
+            for slot in np.flatnonzero(waits).tolist():
+                self._release(slot)
+
+    def _endings(self, rows: Int32s, tokens: Int32s) -> list[Ending]:
+        slots = self.slots
+        if not np.count_nonzero(slots.stops == slots.last) and not np.count_nonzero(slots.known >= slots.target):
+            return []
+        known = slots.known[rows]
+        stopped = (slots.stops[:, rows] == tokens).any(0) & (known >= slots.stop_from[rows])
+        full = known >= slots.target[rows]
+        return [Ending(int(rows[i]), "stop" if stopped[i] else "length") for i in np.flatnonzero(stopped | full)]
+
+    # -------------------------------------------------------------------------------------------------- losses
+
+    def lose(self, device: str, why: str) -> list[Sequence]:
+        """A device is gone, and with it all pages and steps in flight. Returns every sequence that is not over, with its known tokens."""
+        self.missing[device] = why
+        slots = self.slots
+        waiting = self.queue.take_all()
+        slots.in_flight[:] = 0
+        running = [slots.clear(slot) for slot in np.flatnonzero(slots.phase != FREE).tolist()]
+        self.reset()
+        return sorted([one for one in (*running, *waiting) if not one.done], key=lambda one: one.order)
+
+    def join(self, device: str) -> None:
+        """A lost device is back, with nothing in it."""
+        self.missing.pop(device, None)
+
+    # ------------------------------------------------------------------------------------------------- checking
+
+    def check(self) -> None:
+        """Asserts everything that must hold between events."""
+        slots, size = self.slots, self.config.page_tokens
+        references = [np.zeros(pages, np.int32) for pages in self.spec.pages]
+        for slot, sequence in enumerate(slots.sequences):
+            assert (sequence is None) == (slots.phase[slot] == FREE) == (slot in self.free_slots)
+            if sequence is None:
+                assert slots.in_flight[slot] == 0 and slots.room[slot] == 0
+                continue
+            assert sequence.slot == slot and sequence.done == (slots.phase[slot] == CLOSED)
+            assert slots.known[slot] <= slots.issued[slot] <= slots.known[slot] + len(self.in_flight)
+            assert slots.known[slot] <= slots.target[slot] and slots.computed[slot] <= slots.room[slot] <= slots.pages.shape[2] * size
+            assert slots.in_flight[slot] <= len(self.in_flight)
+            self._count(references, slots.held(slot), slots.placement[slot])
+        for prefix in self.kept.values():
+            self._count(references, prefix.pages, prefix.placement)
+        for pool, counted in zip(self.pools.pools, references, strict=True):
+            pool.check(counted)
+        assert sorted(self.prefills) == np.flatnonzero(slots.phase == PREFILL).tolist()
+        assert np.array_equal(slots.decoding, slots.phase == DECODE)
+        assert self.going == np.count_nonzero(slots.phase >= LEAVING)
+        assert np.array_equal(slots.in_flight, sum((sent.members.astype(np.int32) for sent in self.in_flight), np.zeros_like(slots.in_flight)))
+        assert np.array_equal(self.standing.rows, np.flatnonzero(slots.standing & ~np.isin(np.arange(len(slots.phase)), self.ends)))
+        assert self.in_flight or not self.up or not (self.running or self.queue.waiting), "work, but nothing under way"
+        self.queue.check()
+
+    @staticmethod
+    def _count(references: list[Int32s], pages: Int32s, placement: Int32s) -> None:
+        for device, counts in enumerate(references):
+            counts[pages[placement == device].ravel()] += 1
