@@ -3,6 +3,7 @@
 #   make bench   this engine beside a real vLLM, on this machine: a table
 #   make test    all tests
 #   make lint    ruff, mypy, clang-format (where it is installed)
+#   make install what these need, and no more
 #
 # Overrides: PYTHON=python3.12   VENV=/path/to/venv   ARGS="more arguments"
 #            VENV_FLAGS=--system-site-packages (use the torch this machine already has)   TORCH="what pip shall install instead"
@@ -42,7 +43,8 @@ lint: $(VENV)/.installed
 
 $(VENV)/bin/python:
 	@test -n "$(PYTHON)" || { echo "error: Python 3.11 or newer was not found"; echo "hint: make PYTHON=/path/to/python3.11"; exit 1; }
-	$(PYTHON) -m venv $(VENV_FLAGS) $(VENV)
+	@echo "making a virtual environment in $(VENV)"
+	@$(PYTHON) -m venv $(VENV_FLAGS) $(VENV)
 
 # torch first and pinned: the version the real vLLM asks for too. One that is already importable is left alone.
 $(VENV)/.torch: | $(VENV)/bin/python
@@ -50,9 +52,11 @@ $(VENV)/.torch: | $(VENV)/bin/python
 	@touch $@
 
 $(VENV)/.tools: pyproject.toml | $(VENV)/.torch
-	$(PIP) "setuptools>=77" wheel cmake ninja pybind11
+	@echo "installing the build tools"
+	@$(PIP) "setuptools>=77" wheel cmake ninja pybind11
 	@touch $@
 
 $(VENV)/.installed: $(SOURCES) $(VENV)/.tools
-	$(PIP) --no-build-isolation -e '.[dev]'
+	@echo "building the kernels and installing hetserve with what it needs"
+	@$(PIP) --no-build-isolation -e '.[dev]'
 	@touch $@
