@@ -12,7 +12,7 @@ import torch
 
 from hetserve import _C
 from hetserve.engine.model.batch import StepBatch
-from hetserve.engine.model.decoder import Model
+from hetserve.engine.model.decoder import Attend, Model
 
 PAGE = 16
 
@@ -21,7 +21,7 @@ class Paged:
     """KV of a few sequences in shuffled pages, one page per (sequence, head, 16 tokens).
 
     Args:
-        fault: "" for none; "page": a head's second and third pages are swapped when read; "head": the query head groups are attended as if rotated by one.
+        fault: "" for none; "page": second and third pages of every head are swapped when read; "head": every head group reads its neighbour's pages.
     """
 
     def __init__(self, model: Model, sequences: int, tokens: int, dtype: str, layout: str = "packed", fault: str = "") -> None:
@@ -38,7 +38,7 @@ class Paged:
         self._pool = _C.KvPool(self._storage[start : start + size_bytes], spec.layers, pages, PAGE, spec.head_dim, dtype, layout)
 
     def step(self, pieces: Sequence[tuple[int, Sequence[int]]], every_row: bool = False) -> torch.Tensor:
-        """Runs the next tokens of some sequences in one pass: (sequence, tokens) each. Returns float32 logits of the last row of each, or of all rows."""
+        """Runs the next tokens of some sequences in one pass, (sequence, tokens) each. Returns float32 logits of their last rows, or of all rows."""
         counts = np.array([len(tokens) for _, tokens in pieces])
         firsts = np.cumsum(counts) - counts
         positions = np.concatenate([self.lengths[at] + np.arange(len(tokens)) for at, tokens in pieces])
@@ -53,7 +53,7 @@ class Paged:
         slots = self._pages[sequences, :, positions // PAGE] * PAGE + (positions % PAGE)[:, None]
         return self._model.forward(batch, self._attend(pieces, firsts, torch.from_numpy(slots.astype(np.int32)))).float()
 
-    def _attend(self, pieces: Sequence[tuple[int, Sequence[int]]], firsts: np.ndarray, slots: torch.Tensor):  # noqa: ANN202
+    def _attend(self, pieces: Sequence[tuple[int, Sequence[int]]], firsts: np.ndarray, slots: torch.Tensor) -> Attend:
         spec, heads = self._spec, self._spec.kv_heads
         read = self._pages.copy()
         if self._fault == "page":

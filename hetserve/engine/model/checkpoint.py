@@ -76,7 +76,7 @@ class Checkpoint:
             raise ModelError(f"{self.folder} lacks {_some(missing)}, which its config.json asks for.", DAMAGED)
         unknown = [name for name in self._where if name not in wanted and not self._harmless(name)]
         if unknown:
-            raise ModelError(f"{self.folder} holds {_some(unknown)}, which its config.json does not describe.", "Is the config that of another model?")
+            raise ModelError(f"{self.folder} holds {_some(unknown)}, which its config.json does not describe.", "Is it another model's config?")
         for name, shape in wanted.items():
             self._check_tensor(name, shape)
         if LM_HEAD in self._where and LM_HEAD not in wanted:
@@ -98,7 +98,8 @@ class Checkpoint:
             head, embedding = self.read(LM_HEAD, torch.float32), self.read(name, torch.float32)
             if head.equal(embedding):
                 return
-        raise ModelError(f"{self.folder} ties {LM_HEAD} to {name} in its config.json but stores different weights.", "Set tie_word_embeddings to false?")
+        message = f"{self.folder} ties {LM_HEAD} to {name} in its config.json but stores different weights."
+        raise ModelError(message, "Perhaps tie_word_embeddings should be false.")
 
     def _harmless(self, name: str) -> bool:
         return name.endswith("rotary_emb.inv_freq") or (self._spec.tie_embeddings and name == LM_HEAD)
@@ -141,7 +142,8 @@ def _inside(folder: Path, name: str) -> Path:
     """The path of a file named by the checkpoint, if it lies in the folder itself (or is the Hugging Face cache's own link)."""
     plain = name not in ("", ".", "..") and os.path.basename(name) == name and "\\" not in name and "\0" not in name
     if not plain or not (name.endswith(".safetensors") or name == INDEX):
-        raise ModelError(f"{folder / INDEX} names the file {name!r}, which is no safetensors file of this folder.", "The index is damaged or hostile.")
+        message = f"{folder / INDEX} names the file {name[:200]!r}, which is no safetensors file of this folder."
+        raise ModelError(message, "The index is damaged or hostile.")
     path = folder / name
     real = Path(os.path.realpath(path))
     if real.parent not in _homes(folder):
