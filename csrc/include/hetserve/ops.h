@@ -1,0 +1,41 @@
+// What an instruction set provides, and what callers run. A kernel works on rows [begin, end) of its op (pages, pairs) and starts no thread;
+// csrc/cpu/run.cpp deals rows and attention tasks to threads.
+#pragma once
+
+#include <cstdint>
+
+#include "hetserve/params.h"
+
+namespace hetserve {
+
+// One row of the table of instruction sets. Every pointer is set; what an ISA does not do itself is the ref kernel.
+struct Kernels {
+  const char* name;
+  void (*attention)(const AttentionParams&, const AttentionTask&, float* scratch);
+  void (*attention_merge)(const AttentionParams&, const AttentionMerge&);
+  void (*kv_store)(const KvStoreParams&, int64_t begin, int64_t end);
+  void (*rms_norm)(const NormParams&, int64_t begin, int64_t end);
+  void (*layer_norm)(const NormParams&, int64_t begin, int64_t end);
+  void (*rope)(const RopeParams&, int64_t begin, int64_t end);
+  void (*silu_mul)(const SiluMulParams&, int64_t begin, int64_t end);
+};
+
+// Scratch of one thread for one attention task, in floats; enough for every ISA.
+constexpr int64_t kAttentionScratchFloats = 32 * 1024;
+
+namespace ref {
+void attention(const AttentionParams&, const AttentionTask&, float* scratch);
+void attention_merge(const AttentionParams&, const AttentionMerge&);
+void kv_store(const KvStoreParams&, int64_t begin, int64_t end);
+void page_copy(const PageCopyParams&, int64_t begin, int64_t end);
+void page_gather(const PageRowsParams&, int64_t begin, int64_t end);
+void page_scatter(const PageRowsParams&, int64_t begin, int64_t end);
+void heads_pack(const HeadsParams&, int64_t begin, int64_t end);
+void heads_unpack(const HeadsParams&, int64_t begin, int64_t end);
+void rms_norm(const NormParams&, int64_t begin, int64_t end);
+void layer_norm(const NormParams&, int64_t begin, int64_t end);
+void rope(const RopeParams&, int64_t begin, int64_t end);
+void silu_mul(const SiluMulParams&, int64_t begin, int64_t end);
+}  // namespace ref
+
+}  // namespace hetserve

@@ -1,0 +1,115 @@
+"""The data plane: kernels on CPU tensors, built from csrc/. Every function checks shape, stride, dtype, alignment and page ids and raises ValueError.
+
+Tensors are torch tensors (read by duck typing); int32 arguments may be numpy arrays as well. T is float32 or bfloat16, the same for all arguments
+of a call. Row tensors may be strided views as long as their last dimension is contiguous.
+"""
+
+from collections.abc import Sequence
+from typing import Any, TypedDict
+
+Tensor = Any  # a torch.Tensor on the CPU
+Ints = Any  # int32: a torch.Tensor or a numpy array, contiguous
+
+class Info(TypedDict):
+    isa: str  # in use: ref, avx2, avx512, avx512bf16
+    isas: Sequence[str]  # usable here, slowest first
+    cuda: bool
+    compiler: str
+    threads: int
+
+def info() -> Info: ...
+def get_threads() -> int:
+    """Threads an op may use: torch's number, for this thread."""
+
+def set_threads(n: int) -> None:
+    """The same setting as torch.set_num_threads(n); ValueError for n > 1 before torch is imported."""
+
+def use_isa(name: str) -> None:
+    """Switches the kernels of this process, for tests and benchmarks. Otherwise HETSERVE_ISA decides at import, or the best one is used."""
+
+def advise_huge(storage: Tensor) -> bool:
+    """Asks for huge pages under a tensor's memory (before it is first touched, to be of use); True if the system agreed."""
+
+class KvPool:
+    """Pages of KV over `storage`, which it keeps alive: [layers][pages][K then V][page_tokens * head_dim].
+
+    storage: contiguous, 64-byte aligned, at least KvPool.bytes(...). A page is page_tokens tokens of one KV head.
+    layout: "plain" K, V = [page_tokens, head_dim]; "packed" (what the vector kernels want) K = [head_dim/p][page_tokens][p],
+    V = [page_tokens/p][head_dim][p], p = 2 for bfloat16 and 1 for float32.
+    """
+
+    def __init__(
+        self, storage: Tensor, layers: int, pages: int, page_tokens: int, head_dim: int, dtype: Any, layout: str = "packed"
+    ) -> None: ...
+    @staticmethod
+    def bytes(layers: int, pages: int, page_tokens: int, head_dim: int, dtype: Any) -> int: ...
+    @property
+    def layers(self) -> int: ...
+    @property
+    def pages(self) -> int: ...
+    @property
+    def page_tokens(self) -> int: ...
+    @property
+    def head_dim(self) -> int: ...
+    @property
+    def dtype(self) -> str: ...
+    @property
+    def layout(self) -> str: ...
+    @property
+    def layer_page_bytes(self) -> int: ...
+    @property
+    def page_bytes(self) -> int: ...
+
+class AttentionPlan:
+    """One step's attention work, checked and cut for threads; built once a step, run once a layer.
+
+    items: int32 [n, 6] = (q_row, n_rows, head_group, page_begin, length, 0): rows q_row.. are consecutive tokens of one sequence, whose last sees
+    `length` tokens and row i sees length - n_rows + 1 + i; query heads head_group * group .. + group - 1; pages page_ids[page_begin:].
+    The ids used are copied: a page table may change once the plan is built. No two items may name the same row and head group.
+    threads: 0 is get_threads().
+    """
+
+    def __init__(self, pool: KvPool, items: Ints, page_ids: Ints, rows: int, q_heads_total: int, group: int, threads: int = 0) -> None: ...
+    @property
+    def items(self) -> int: ...
+    @property
+    def tasks(self) -> int: ...
+    @property
+    def merges(self) -> int: ...
+    @property
+    def threads(self) -> int: ...
+
+def attention(plan: AttentionPlan, layer: int, q: Tensor, out: Tensor, scale: float, window: int = 0) -> None:
+    """out = softmax(scale * q K^T) V for the plan's rows and heads; the rest of out is left alone. q, out: T [rows, q_heads * head_dim]."""
+
+def kv_store(pool: KvPool, layer: int, k: Tensor, v: Tensor, slots: Ints) -> None:
+    """k, v: T [rows, kv_heads * head_dim]; slots: [rows, kv_heads] = page * page_tokens + offset, or -1 for a head not stored here."""
+
+def page_copy(src_pool: KvPool, src_pages: Ints, dst_pool: KvPool, dst_pages: Ints, first_layer: int, last_layer: int) -> None:
+    """Copies pages, between layouts too. last_layer is exclusive. A page may be written once, and not be another's source."""
+
+def page_gather(pool: KvPool, pages: Ints, first_layer: int, last_layer: int, out: Tensor) -> None:
+    """out: T [n, layers, 2, page_tokens, head_dim], plain."""
+
+def page_scatter(pool: KvPool, pages: Ints, first_layer: int, last_layer: int, src: Tensor) -> None:
+    """The reverse of page_gather. Pages must be distinct."""
+
+def heads_pack(x: Tensor, pairs: Ints, span: int, out: Tensor) -> None:
+    """out[i] = heads pair[i].head * span .. + span - 1 of row pair[i].row. x: [rows, heads * head_dim], out: [m, span * head_dim]."""
+
+def heads_unpack(src: Tensor, pairs: Ints, span: int, x: Tensor) -> None:
+    """The reverse of heads_pack; the pairs must be distinct."""
+
+def rms_norm(x: Tensor, weight: Tensor, out: Tensor, eps: float) -> None:
+    """x, out: T [rows, dim] or [rows, heads, dim]; out may be x. The normalised value is rounded to T before the weight, as in transformers."""
+
+def add_rms_norm(x: Tensor, residual: Tensor, weight: Tensor, out: Tensor, eps: float) -> None:
+    """residual becomes residual + x (rounded to T), out its rms_norm."""
+
+def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, out: Tensor, eps: float) -> None: ...
+def add_layer_norm(x: Tensor, residual: Tensor, weight: Tensor, bias: Tensor, out: Tensor, eps: float) -> None: ...
+def rope(q: Tensor, k: Tensor, positions: Ints, cos_sin: Tensor, head_dim: int) -> None:
+    """Turns q and k in place, rotate-half, in float32. cos_sin: float32 [max_pos, 2, rot_dim / 2], cosines then sines; positions: [rows]."""
+
+def silu_mul(gate_up: Tensor, out: Tensor) -> None:
+    """out = silu(gate) * up. gate_up: T [rows, 2 * n], out: T [rows, n]."""
