@@ -1,0 +1,193 @@
+"""`hetserve bench`: this engine, a running server, or this engine beside the real vLLM, under one load. Flags and defaults of `vllm bench serve`.
+
+Parses, resolves what was left open, makes one call, renders. Without flags about the workload it runs what `make bench` runs.
+"""
+
+from __future__ import annotations
+
+import math
+import shutil
+import signal
+import tempfile
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from hetserve.errors import BenchError, UsageError
+
+from .bench_setup import STANDARD_DATASET, STANDARD_MODEL, STANDARD_PROMPTS, VLLM_PROMPTS, Flags, Job, key_value, numbers, resolve
+from .console import Screen
+
+if TYPE_CHECKING:
+    from hetserve.bench.comparison import Measured
+
+NAMES = "random, azure-conv, azure-code, sharegpt or custom"
+MANY_VALUES = ("--goodput", "--header", "--metadata")  # `--goodput ttft:200 tpot:50`, as vLLM's command line takes it
+
+
+class BenchCommand(click.Command):
+    """Lets an option of MANY_VALUES be followed by several values."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        spread: list[str] = []
+        option = ""
+        for word in args:
+            if word.startswith("-"):
+                option = word if word in MANY_VALUES else ""
+            elif option and spread[-1] != option:
+                spread.append(option)
+            spread.append(word)
+        return super().parse_args(ctx, spread)
+
+
+_file = click.Path(dir_okay=False, path_type=Path)
+_folder = click.Path(file_okay=False, path_type=Path)
+
+
+@click.command(cls=BenchCommand)
+@click.option("--baseline", type=click.Choice(["vllm"]), help="Also measure the real vLLM (`hetserve baseline install vllm`), pair by pair.")
+@click.option("--baseline-url", help="A running server as the other side; marked shared_cores, as it cannot be frozen.")
+@click.option("--baseline-dir", type=_folder, help="Where baselines are kept  [default: the cache folder]")
+@click.option("--baseline-args", default="", help="More arguments for `vllm serve`, as one string.")
+@click.option("--serve-args", default="", help="More arguments for `hetserve serve`, as one string.")
+@click.option("--base-url", help="Measure a running server at this URL, and nothing else.")
+@click.option("--host", help="Measure a running server on this host  [default with --port: 127.0.0.1]")
+@click.option("--port", type=int, help="Measure a running server on this port  [default with --host: 8000]")
+@click.option("--model", help=f"A Hugging Face model folder, or a name `hetserve model make` knows  [default: {STANDARD_MODEL}]")
+@click.option("--served-model-name", help="The model's name in requests  [default: the folder's; with a URL: what /v1/models says]")
+@click.option("--tokenizer", help="A folder with tokenizer.json  [default: the model's]")
+@click.option("--cluster", default="cpu", show_default=True, help="A file in workloads/clusters, by name or path: which cores.")
+@click.option("--plan", type=_file, help="A plan file for hetserve  [default: the uniform plan]")
+@click.option("--dtype", type=click.Choice(["auto", "bfloat16", "float32"]), default="auto", show_default=True, help="auto: the checkpoint's.")
+@click.option("--kv-memory", default="4 GiB", show_default=True, help="Memory for each system's KV cache.")
+@click.option("--max-model-len", type=int, help="Prompt and answer together, tokens  [default: the model's, or what the KV memory holds]")
+@click.option(
+    "--dataset-name", help=f"random, azure-conv, azure-code, sharegpt or custom  [default: {STANDARD_DATASET}; with other dataset flags: random]"
+)
+@click.option("--dataset-path", type=_file, help="The dataset's file (CSV or JSON Lines, gzipped or not).")
+@click.option("--data-dir", type=_folder, help="A folder with public traces  [default: $HETSERVE_DATA; without: the committed length tables]")
+@click.option("--num-prompts", type=int, help=f"[default: {STANDARD_PROMPTS}; with dataset flags or a URL: {VLLM_PROMPTS}, as vLLM]")
+@click.option("--seed", default=0, show_default=True, help="The same seed gives the same requests.")
+@click.option("--input-len", type=int, help="The same as --random-input-len.")
+@click.option("--output-len", "--sharegpt-output-len", "--custom-output-len", type=int, help="One output length for every request of any dataset.")
+@click.option("--random-input-len", type=int, help="[default: 1024]")
+@click.option("--random-output-len", type=int, help="[default: 128]")
+@click.option("--random-range-ratio", type=float, help="Lengths vary by this share of themselves  [default: 0]")
+@click.option("--random-prefix-len", type=int, help="Tokens all prompts begin with, beside --random-input-len  [default: 0]")
+@click.option("--request-rate", type=float, default=math.inf, show_default=True, help="Arrivals per second; inf: all at once.")
+@click.option("--burstiness", type=float, default=1.0, show_default=True, help="Gamma shape of the gaps; 1: Poisson, below: burstier.")
+@click.option("--max-concurrency", type=click.IntRange(1), help="Requests under way at once; waiting for it is counted.")
+@click.option("--ramp-up-strategy", type=click.Choice(["linear", "exponential"]), help="Instead of --request-rate.")
+@click.option("--ramp-up-start-rps", type=float)
+@click.option("--ramp-up-end-rps", type=float)
+@click.option("--num-warmups", type=click.IntRange(0), default=0, help="With a URL: above 0, an unmeasured run comes first (without, always).")
+@click.option("--ready-check-timeout-sec", type=float, help="How long a server may take to start  [default: 600]")
+@click.option("--percentile-metrics", default="ttft,tpot,itl,e2el", show_default=True, help="Which latencies the table shows.")
+@click.option("--metric-percentiles", default="99", show_default=True, help="Which percentiles, with commas.")
+@click.option("--goodput", multiple=True, help="KEY:MS ..., of ttft, tpot, e2el: a request within all limits is good.")
+@click.option("--ignore-eos/--no-ignore-eos", default=None, help="Go on to the output length  [default: yes, but for custom]")
+@click.option("--temperature", type=float, help="[default: 0, so that outputs can be compared; with a URL: the server's]")
+@click.option("--top-p", type=float)
+@click.option("--top-k", type=int)
+@click.option("--min-p", type=float)
+@click.option("--extra-body", help="JSON object: further fields of every request.")
+@click.option("--header", multiple=True, help="KEY=VALUE ..., further HTTP headers.")
+@click.option("--backend", type=click.Choice(["openai", "vllm"]), default="openai", show_default=True, help="Both: OpenAI's completions.")
+@click.option("--endpoint", default="/v1/completions", show_default=True)
+@click.option("--pairs", type=click.IntRange(1), default=6, show_default=True, help="Pairs of runs with a baseline; an interval needs 6.")
+@click.option("--check", type=click.IntRange(0), default=16, show_default=True, help="Differing outputs to judge by transformers; 0: all.")
+@click.option("--result-dir", type=_folder, help="[default: results/bench/YYYYMMDD]")
+@click.option("--save-result", is_flag=True, help="Also write vLLM's flat JSON, one file a system, under vLLM's file name.")
+@click.option("--result-filename", help="With --save-result: that file's name.")
+@click.option("--save-detailed", is_flag=True, help="Every request's times and texts in the results too.")
+@click.option("--label", help="Begins the flat file's name  [default: the backend]")
+@click.option("--metadata", multiple=True, help="KEY=VALUE ..., kept in the flat file.")
+@click.option("--json", "as_json", is_flag=True, help="Print the result as one JSON object.")
+def bench(**given: Any) -> None:
+    """Measure this engine; with --baseline vllm, the real vLLM beside it on the same requests, cores, memory and dtype.
+
+    Nothing given: the standard run, llama-250m made on the spot, azure-conv lengths, all requests at once.
+    """
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that servers are stopped on the way out
+    from .bench_table import render
+
+    flags = Flags(**given)
+    screen = Screen(flags.as_json)
+    logs = Path(tempfile.mkdtemp(prefix="hetserve-bench-"))
+    result = _run(flags, screen, logs)
+    shutil.rmtree(logs)  # kept when a server failed: the error names its log
+    render(result, latencies(flags), numbers(flags.metric_percentiles), screen)
+    screen.json(result)
+    wrong = sum(one.get("wrong", 0) for one in result["agreement"].values())
+    if wrong:
+        raise BenchError(f"{wrong} outputs are wrong: they differ where the reference sees no tie.", hint="the result's `agreement` has each of them")
+
+
+def _run(flags: Flags, screen: Screen, logs: Path) -> dict[str, Any]:
+    from hetserve import machine
+    from hetserve.bench import result, session
+
+    latencies(flags)
+    job = resolve(flags, screen, logs)
+    screen.note(job.command)
+    agreement = {}
+    if job.theirs is not None:
+        measured = session.run_both(job.experiment, job.ours, job.theirs, job.models, screen.progress)
+        found, by = session.compare_outputs(job.experiment, measured, job.model, screen.progress)
+        agreement[job.theirs.name] = result.agreement_result(found, by)
+    else:
+        measured = session.run_one(job.experiment, job.ours, job.models[job.ours.name], screen.progress)
+    systems = {name: _system(flags, job, name, [one for one in measured if one.system == name]) for name in job.models}
+    whole = result.build(systems, agreement, job.experiment.workload.lengths.inputs, machine.describe(), job.command)
+    _save(whole, flags, screen)
+    return whole
+
+
+def latencies(flags: Flags) -> list[str]:
+    """The latencies whose rows the table shows.
+
+    Raises:
+        UsageError: one that is not known.
+    """
+    from hetserve.metrics import LATENCIES, QUEUE_TIMES
+
+    known = (*LATENCIES, *QUEUE_TIMES)
+    shown = [name for name in flags.percentile_metrics.split(",") if name]
+    unknown = [name for name in shown if name not in known]
+    if unknown:
+        raise UsageError(f"--percentile-metrics does not know {', '.join(unknown)}.", hint=f"it takes {', '.join(known)}")
+    return shown
+
+
+def _system(flags: Flags, job: Job, name: str, runs: list[Measured]) -> dict[str, Any]:
+    from hetserve.bench import result
+
+    workload = job.experiment.workload
+    config = {
+        "date": datetime.now().strftime("%Y%m%d-%H%M%S"),
+        "endpoint_type": flags.backend,
+        "backend": flags.backend,
+        "label": flags.label,
+        "tokenizer_id": flags.tokenizer or str(workload.vocabulary.folder),
+        **result.traffic(len(workload.arrivals_s), flags.request_rate, flags.burstiness, flags.max_concurrency),
+        **job.facts[name],
+    }
+    return result.system_result(runs, config, flags.save_detailed)
+
+
+def _save(whole: dict[str, Any], flags: Flags, screen: Screen) -> None:
+    from hetserve.bench import result
+
+    now = datetime.now()
+    folder = flags.result_dir or Path("results") / "bench" / f"{now:%Y%m%d}"
+    path = result.save(whole, folder, f"{whole['machine']['name']}-{now:%H%M%S}.json")
+    screen.note(f"result: {path}")
+    if not flags.save_result:
+        return
+    metadata = dict(key_value(item, "--metadata") for item in flags.metadata)
+    for name, system in whole["systems"].items():
+        label = flags.label or (name if len(whole["systems"]) > 1 else flags.backend)
+        file_name = flags.result_filename or result.vllm_file_name(label, system, system["model_id"], now)
+        screen.note(f"result in vLLM's form: {result.save(result.vllm_flat(system, metadata), folder, file_name)}")

@@ -1,0 +1,104 @@
+"""How `hetserve bench` shows a result to people: one table, then what one must know to believe it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from .console import Screen
+
+RATES = (
+    ("requests/s", "request_throughput"),
+    ("good requests/s", "request_goodput"),
+    ("output tokens/s", "output_throughput"),
+    ("all tokens/s", "total_token_throughput"),
+)
+COSTS = (("duration, s", "duration"), ("server CPU, s", "server_cpu_s"), ("client CPU, s", "client_cpu_s"))
+
+
+def render(result: dict[str, Any], latencies: Sequence[str], percentiles: Sequence[float], screen: Screen) -> None:
+    """Prints the table of a result (see hetserve.bench.result.build) and the lines below it."""
+    systems, names = result["systems"], list(result["systems"])
+    compared = result["ratios"].get(names[1], {}) if len(names) > 1 else None
+    rows = [row for label, key, better in _metrics(latencies, percentiles) if (row := _row(label, key, better, systems, compared)) is not None]
+    header = ["metric", *names] + (["ratio", "95 % interval", "better"] if compared is not None else [])
+    screen.table(_title(result), header, rows, right=range(1, len(names) + (3 if compared is not None else 1)))
+    for line in _facts(result):
+        screen.say(line)
+
+
+def _metrics(latencies: Sequence[str], percentiles: Sequence[float]) -> list[tuple[str, str, str]]:
+    """(label, key, which is better) of every row."""
+    from hetserve.metrics import percentile_key
+
+    rows = [(label, key, "higher") for label, key in RATES]
+    for name in latencies:
+        for statistic in ("mean", "median", *map(percentile_key, percentiles)):
+            rows.append((f"{statistic} {name.upper() if len(name) <= 4 else name.replace('_', ' ')}, ms", f"{statistic}_{name}_ms", "lower"))
+    return rows + [(label, key, "lower") for label, key in COSTS]
+
+
+def _row(label: str, key: str, better: str, systems: dict[str, Any], compared: dict[str, Any] | None) -> list[str] | None:
+    values = [one.get(key) for one in systems.values()]
+    if all(value is None for value in values):
+        return None
+    row = [label, *("-" if value is None else _number(value) for value in values)]
+    if compared is None:
+        return row
+    ratio = compared.get(key)
+    if ratio is None:
+        return [*row, "-", "-", better]
+    bounds = ratio["ci95"]
+    return [*row, f"{ratio['median']:.3f}", f"{bounds[0]:.3f} .. {bounds[1]:.3f}" if bounds else "none", better]
+
+
+def _number(value: float) -> str:
+    return f"{value:,.0f}" if abs(value) >= 10_000 else f"{value:,.1f}" if abs(value) >= 100 else f"{value:,.2f}"
+
+
+def _title(result: dict[str, Any]) -> str:
+    first = next(iter(result["systems"].values()))
+    inputs = result["inputs"]
+    return f"{first['model_id']}, {inputs['dataset']} ({inputs['input']}), {first['num_prompts']} requests, rate {first['request_rate']}"
+
+
+def _facts(result: dict[str, Any]) -> list[str]:
+    systems = result["systems"]
+    pairs = max(len(one["runs"]) for one in systems.values())
+    lines = []
+    if len(systems) > 1:
+        enough = "" if pairs >= 6 else f"; {pairs} pairs are too few for an interval (6 are needed)"
+        lines.append(f"ratios: {' / '.join(systems)} within each of {pairs} adjacent pairs, median over pairs{enough}")
+    for name, one in result["agreement"].items():
+        lines.append(f"outputs against {name}: {_agreement(one)}")
+    for name, one in systems.items():
+        lines += _warnings(name, one)
+    inputs, machine = result["inputs"], result["machine"]
+    dropped = f", {inputs['dropped']} dropped as too long" if inputs["dropped"] else ""
+    source = f"{inputs['input']} {inputs.get('file') or inputs.get('table') or ''}".strip()
+    lines.append(f"input: {inputs['dataset']} from {source}, n {inputs['n']}, seed {inputs['seed']}{dropped}")
+    memory_gib, isa = machine["memory_bytes"] / 2**30, " ".join(machine["isa"])
+    commit = (result["commit"] or "unknown")[:12] + (" with changes" if result["commit_dirty"] else "")
+    lines.append(f"machine: {machine['cpu']}, {machine['cores']} cores, {isa}, {memory_gib:.0f} GiB; commit {commit}")
+    return lines
+
+
+def _agreement(one: dict[str, Any]) -> str:
+    unchecked = f", {one['unchecked']} differ and were not judged" if one["unchecked"] else ""
+    by = "" if one["by"] == "token ids" else f" (compared by {one['by']})"
+    return f"{one['compared']} compared: {one['identical']} identical, {one['near_tie']} near-tie, {one['wrong']} wrong{unchecked}{by}"
+
+
+def _warnings(name: str, one: dict[str, Any]) -> list[str]:
+    lines = []
+    if one["failed"]:
+        lines.append(f"{name}: {one['failed']} requests FAILED over all runs")
+    if one["saturated"]:
+        lines.append(f"{name}: saturated: it fell behind the arrivals, so its latencies depend on how long the run is")
+    if one.get("shared_cores"):
+        lines.append(f"{name}: shared_cores: it ran beside the other processes of this machine and could not be frozen")
+    if one.get("tcmalloc") is False:
+        lines.append(f"{name}: ran without tcmalloc, which this machine does not have")
+    if one["client_late_ms"] > 50:
+        lines.append(f"{name}: the load generator itself was up to {one['client_late_ms']:.0f} ms late")
+    return lines
