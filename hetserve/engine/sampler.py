@@ -78,7 +78,10 @@ def _draw(logits: torch.Tensor, sampling: Sampling, u: float, likeliest: int) ->
     top = float(row[likeliest])
     if not np.isfinite(top):
         return likeliest  # broken weights: any token is as good, and no NaN may travel on
-    weights: Floats = row.sub_(top).div_(sampling.temperature).exp_().numpy()  # the likeliest token's is 1
+    row.sub_(top)
+    if sampling.temperature != 1.0:
+        row.div_(sampling.temperature)
+    weights: Floats = row.exp_().numpy()  # the likeliest token's is 1
     if sampling.top_k <= 0 and sampling.top_p >= 1.0 and sampling.min_p <= 0.0:
         return _pick_of_all(weights, u)
     ids = kept(weights, sampling)
@@ -87,25 +90,29 @@ def _draw(logits: torch.Tensor, sampling: Sampling, u: float, likeliest: int) ->
 
 def kept(weights: Floats, sampling: Sampling) -> Int64s:
     """Ids, ascending, of the tokens that min-p, top-k and top-p leave. weights: [vocab], proportional to probability, the largest 1."""
-    ids = _kept_above(weights, sampling, FIRST_FLOOR)
-    return _kept_above(weights, sampling, 0.0) if ids is None else ids  # type: ignore[return-value]
+    least = _least(weights, sampling, FIRST_FLOOR) or _least(weights, sampling, 0.0)
+    assert least is not None
+    cut, count = least
+    ids = np.flatnonzero(weights >= cut)
+    if len(ids) > count:  # equal ones at the cut: the lower ids stay
+        ids = np.delete(ids, np.flatnonzero(weights[ids] == cut)[count - len(ids) :])
+    return ids
 
 
-def _kept_above(weights: Floats, sampling: Sampling, floor: float) -> Int64s | None:
-    """`kept`, looking only at tokens of at least `floor`; None if less likely ones may matter."""
+def _least(weights: Floats, sampling: Sampling, floor: float) -> tuple[np.float32, int] | None:
+    """The smallest weight that is kept, and how many are. Looks only at weights of at least `floor`; None if lesser ones may matter."""
     whole = floor <= sampling.min_p
-    ids = np.flatnonzero(weights >= max(sampling.min_p, floor))
-    ids = ids[np.argsort(-weights[ids], kind="stable")]
-    if 0 < sampling.top_k < len(ids):
-        ids = ids[weights[ids] >= weights[ids[sampling.top_k - 1]]]
+    values = -np.sort(-weights[weights >= max(sampling.min_p, floor)])
+    if 0 < sampling.top_k <= len(values):
+        values = values[values >= values[sampling.top_k - 1]]
         whole = True
     if sampling.top_p < 1.0:
-        mass = np.cumsum(weights[ids], dtype=np.float64)
+        mass = np.cumsum(values, dtype=np.float64)
         total = mass[-1] if whole else weights[weights >= sampling.min_p].sum(dtype=np.float64)
         count = int(np.searchsorted(mass, max(sampling.top_p, 0.0) * total, side="left")) + 1  # the first that reach it, at least one
-        whole = whole or count <= len(ids)
-        ids = ids[:count]
-    return np.sort(ids) if whole else None
+        whole = whole or count <= len(values)
+        values = values[:count]
+    return (values[-1], len(values)) if whole else None
 
 
 def _pick(weights: Floats, u: float) -> int:
