@@ -21,6 +21,7 @@ import msgspec
 from hetserve import errors
 from hetserve.control.messages import RunStep
 from hetserve.engine.wire import FROM_WORKER, TO_WORKER, Failed, Ready, StepResult, WorkerConfig
+from hetserve.spec.plan import Group, Plan
 
 STOP_S = 10.0  # how long a worker may take to stop by itself before it is killed
 POLL_MS = 200  # how often a quiet worker's process is looked at
@@ -186,3 +187,26 @@ class InlineChannel:
                 self._post(self.worker.run(step))
             except Exception as error:
                 return self._post(Lost(self.device, f"{type(error).__name__}: {error}"))
+
+
+def make_channels(plan: Plan, folder: Path, in_process: bool) -> dict[int, Channel]:
+    """Group number -> its worker's channel, not started yet. The plan is one the controller takes (`config_from_plan`)."""
+    kind = InlineChannel if in_process else ProcessChannel
+    return {index: kind(_worker_config(plan, group, folder)) for index, group in enumerate(plan.groups)}
+
+
+def _worker_config(plan: Plan, group: Group, folder: Path) -> WorkerConfig:
+    stage = group.stages[0]
+    device = plan.cluster.device(stage.primary[0])
+    return WorkerConfig(
+        device=device.name,
+        cores=device.cores,
+        isa=device.isa,
+        model_folder=str(folder),
+        dtype=plan.model.dtype,
+        layers=stage.layers,
+        pages=stage.pools[0].pages,
+        page_tokens=plan.page_tokens,
+        max_seqs=plan.limits.max_seqs,
+        max_model_len=plan.limits.max_model_len,
+    )

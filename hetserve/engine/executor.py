@@ -54,7 +54,7 @@ class InFlight:
     channel: Channel
     predicted_s: deque[float] = field(default_factory=deque)
     since_s: float = 0.0
-    lost: bool = False
+    lost: bool = False  # a lost worker is sent nothing and expected to answer nothing
 
     def deadline_s(self) -> float:
         if not self.predicted_s or self.lost:
@@ -85,6 +85,7 @@ class EngineExecutor:
         self._seq = 0
         self.parts_s: dict[str, float] = {}  # where the workers' time went so far
         self.steps = 0
+        self.lost: dict[str, str] = {}  # device -> why
 
     def post(self, item: MakeEvent | StepResult | Lost | Closing) -> None:
         """Hands an event's maker, or what a channel received, to the loop. From any thread."""
@@ -174,4 +175,5 @@ class EngineExecutor:
         if group.lost:
             return None
         group.lost = True
+        self.lost[lost.device] = lost.reason
         return WorkerLost(now_s, self._seq, lost.device, lost.reason)

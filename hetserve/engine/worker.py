@@ -65,7 +65,7 @@ class Worker:
     def __init__(self, config: WorkerConfig, spec: ModelSpec) -> None:
         self.config = config
         self.spec = spec
-        self.model = Model(spec, config.model_folder, config.dtype, config.layers)
+        self.model = Model(spec, config.model_folder, config.dtype, config.layers, config.max_model_len)
         n_layers = config.layers[1] - config.layers[0]
         self.memory = KvMemory(n_layers, config.pages, config.page_tokens, spec.head_dim, config.dtype)
         self.seqs = Sequences(config.max_seqs, config.max_model_len, spec.kv_heads, config.page_tokens)

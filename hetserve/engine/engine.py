@@ -1,0 +1,146 @@
+"""The engine as the server sees it: submit, cancel, stop, health, numbers. Owns the workers, the controller and the thread that drives them."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import threading
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+
+from hetserve.control.config import config_from_plan
+from hetserve.control.controller import Controller
+from hetserve.control.journal import Journal
+from hetserve.control.messages import Arrived, Cancelled, Reject, Request, Sampling, Stopped
+from hetserve.drive import drive
+from hetserve.engine.api import Sink
+from hetserve.engine.channel import ProcessChannel, make_channels
+from hetserve.engine.executor import Closing, EngineExecutor
+from hetserve.engine.streams import Streams
+from hetserve.engine.wire import Ready
+from hetserve.spec.load import load_model
+from hetserve.spec.plan import Plan
+from hetserve.systems import system
+
+DRAIN_POLL_S = 0.02
+
+
+class Engine:
+    """Serves one model by one plan (`hetserve.engine.api.EngineApi`).
+
+    Args:
+        plan: pools, limits, and whose policies decide.
+        folder: the model, a Hugging Face checkpoint of the plan's shape.
+        journal: where to record events and commands; None: nowhere.
+        in_process: run the workers on threads of this process (tests, machines without ZeroMQ) instead of processes of their own.
+
+    Raises:
+        SpecError: the plan was made for another model.
+        UnsupportedError: the plan needs what this engine cannot do yet.
+    """
+
+    def __init__(self, plan: Plan, folder: str | Path, journal: Path | None = None, in_process: bool = False) -> None:
+        self.spec = load_model(folder)
+        plan.require_model(self.spec)
+        self.plan = plan
+        self.max_model_len = plan.limits.max_model_len
+        self._config = config_from_plan(plan, self.spec)
+        self._controller = Controller(self._config, system(plan.system).policies)
+        self._channels = make_channels(plan, Path(folder), in_process)
+        self._journal_path = journal
+        self._ids = itertools.count()
+        self._stop_reason = ""
+        self.ready: dict[int, Ready] = {}
+
+    async def start(self) -> None:
+        """Starts the workers and the control thread; returns when the model is loaded.
+
+        Raises:
+            HetserveError: whatever a worker reported (ModelError, ResourceError, ...); nothing is left running.
+        """
+        loop = asyncio.get_running_loop()
+        self._streams = Streams(loop)
+        self._executor = EngineExecutor(self._channels, self._streams)
+        try:
+            for group, channel in self._channels.items():
+                self.ready[group] = await loop.run_in_executor(None, channel.start, self._executor.post)
+        except BaseException:
+            self._close_channels()
+            raise
+        self._thread = threading.Thread(target=self._drive, name="control", daemon=True)
+        self._thread.start()
+
+    async def close(self, drain: bool = True) -> None:
+        """Stops the engine; with `drain`, requests that run are finished first. Open requests otherwise end with finish="error"."""
+        while drain and self.health()[0] and self._streams.open_requests:
+            await asyncio.sleep(DRAIN_POLL_S)
+        self._stop_reason = self._stop_reason or "the engine was stopped"
+        self._executor.post(Closing())
+        loop = asyncio.get_running_loop()
+        await loop.run_in_executor(None, self._thread.join)
+        await loop.run_in_executor(None, self._close_channels)
+        self._streams.fail_all(self._stop_reason)
+
+    def submit(
+        self,
+        prompt: list[int],
+        max_tokens: int,
+        n: int,
+        stop_token_ids: tuple[int, ...],
+        min_tokens: int,
+        sampling: Sampling,
+        sink: Sink,
+    ) -> int:
+        """Hands in one request; its outputs go to `sink` in the event loop's thread. Returns its id. Call from the event loop's thread."""
+        request = Request(next(self._ids), np.asarray(prompt, np.int32), max_tokens, n, stop_token_ids, min_tokens, sampling)
+        self._streams.open(request.id, n, sink)
+        if self._stop_reason:
+            self._streams.reject(Reject(request.id, self._stop_reason))
+            self._streams.flush()
+        else:
+            self._executor.post(partial(Arrived, request=request))
+        return request.id
+
+    def cancel(self, request: int) -> None:
+        """Nothing more is wanted of this request; its pages are freed. Unknown or finished requests are no error."""
+        self._streams.forget(request)
+        self._executor.post(partial(Cancelled, request=request))
+
+    def stop(self, request: int, choice: int, at_token: int) -> None:
+        """A stop string was found: the choice ends after `at_token` generated tokens."""
+        self._executor.post(partial(Stopped, request=request, choice=choice, at_token=at_token))
+
+    def health(self) -> tuple[bool, str]:
+        """Whether requests are being served, and if not, why."""
+        lost = "; ".join(f"device {device!r} was lost: {reason}" for device, reason in self._executor.lost.items())
+        why = self._stop_reason or lost
+        return not why, why
+
+    def stats(self) -> dict[str, float]:
+        """The controller's counts, steps, and where their time went (`*_s`). Read without a lock: two numbers may be one event apart."""
+        counts = self._controller.counts()
+        parts = {f"{part}_s": seconds for part, seconds in self._executor.parts_s.items()}
+        return {**counts, **parts, "kv_usage": 1 - counts["pages_free"] / counts["pages"], "steps_total": self._executor.steps}
+
+    def _drive(self) -> None:
+        """The control thread. A fault of ours ends every request with an error, never with a hang."""
+        try:
+            if self._journal_path is None:
+                drive(self._controller, self._executor)
+                return
+            with self._journal_path.open("wb") as file:
+                drive(self._controller, self._executor, Journal(file.write, self._config))
+        except Exception as error:
+            self._stop_reason = f"the controller failed: {type(error).__name__}: {error}"
+            self._streams.fail_all_soon(self._stop_reason)
+            raise
+
+    def _close_channels(self) -> None:
+        for channel in self._channels.values():
+            channel.close()
+
+    def worker_pids(self) -> list[int]:
+        """Process ids of the workers; empty when they are threads of this process."""
+        return [channel.process.pid for channel in self._channels.values() if isinstance(channel, ProcessChannel)]
