@@ -33,7 +33,7 @@ class Codec:
 
     def __init__(self, *kinds: type) -> None:
         self._encoder = msgspec.msgpack.Encoder(enc_hook=_pack)
-        self._decoders = {kind.__name__: msgspec.msgpack.Decoder(kind, dec_hook=_unpack) for kind in kinds}
+        self._decoders: dict[str, msgspec.msgpack.Decoder[Any]] = {kind.__name__: msgspec.msgpack.Decoder(kind, dec_hook=_unpack) for kind in kinds}
 
     def encode(self, message: Any) -> bytes:
         """One message as msgpack bytes."""

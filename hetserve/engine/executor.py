@@ -22,8 +22,8 @@ from hetserve.control.messages import (
     StepDone,
     Tokens,
     WakeAt,
-    WorkerLost,
     Woke,
+    WorkerLost,
 )
 from hetserve.engine.channel import Channel, Lost
 from hetserve.engine.wire import StepResult, TokenLogprobs

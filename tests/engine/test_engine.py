@@ -26,6 +26,7 @@ from hetserve.systems import system
 
 PROMPTS = [[(7 * i + 3 * j) % 250 + 5 for j in range(length)] for i, length in enumerate((1, 5, 16, 17, 40, 75))]
 NEW_TOKENS = 24
+GREEDY = Sampling()
 
 
 @pytest.fixture(scope="module")
@@ -68,9 +69,9 @@ def build(folder, pages: int = 0, in_process: bool = True, journal=None, **chang
     return Engine(plan, folder, journal, in_process)
 
 
-def submit(engine: Engine, prompt: list[int], n: int = 1, max_tokens: int = NEW_TOKENS, sampling: Sampling | None = None, stop_ids=()) -> tuple[int, Collect]:
+def submit(engine: Engine, prompt: list[int], n: int = 1, max_tokens: int = NEW_TOKENS, sampling: Sampling = GREEDY, stop_ids=()) -> tuple[int, Collect]:
     sink = Collect(n)
-    return engine.submit(prompt, max_tokens, n, tuple(stop_ids), 0, sampling or Sampling(), sink), sink
+    return engine.submit(prompt, max_tokens, n, tuple(stop_ids), 0, sampling, sink), sink
 
 
 async def serve_all(folder, prompts, **changes) -> list[list[int]]:
@@ -301,7 +302,8 @@ def test_journal_of_a_real_run_replays_exactly(folder, tmp_path):
         controller = Controller(head.config, system(head.config.system).policies)
         replayed = 0
         for entry in entries:
-            assert [MESSAGES.encode(command) for command in controller.handle(entry.event)] == [MESSAGES.encode(command) for command in entry.commands]
+            commands = controller.handle(entry.event)
+            assert list(map(MESSAGES.encode, commands)) == list(map(MESSAGES.encode, entry.commands))
             controller.check()
             replayed += 1
     assert replayed > len(PROMPTS) + NEW_TOKENS
