@@ -137,7 +137,7 @@ class Start:
     prompt_tokens: int
     cached_tokens: int  # leading tokens whose KV already lies in (shared) pages granted in the same step
     sampling: Sampling
-    devices: Int32s = field(default_factory=lambda: NO_INTS)  # [kv_heads] device index holding each head group; empty: all on the group's first device
+    devices: Int32s = field(default_factory=lambda: NO_INTS)  # [kv_heads] device index of each head group; empty: all on the first device
 
 
 @dataclass(frozen=True)

@@ -69,7 +69,7 @@ def build(folder, pages: int = 0, in_process: bool = True, journal=None, **chang
     return Engine(plan, folder, journal, in_process)
 
 
-def submit(engine: Engine, prompt: list[int], n: int = 1, max_tokens: int = NEW_TOKENS, sampling: Sampling = GREEDY, stop_ids=()) -> tuple[int, Collect]:
+def submit(engine: Engine, prompt: list[int], n: int = 1, max_tokens: int = NEW_TOKENS, sampling: Sampling = GREEDY, stop_ids=()):
     sink = Collect(n)
     return engine.submit(prompt, max_tokens, n, tuple(stop_ids), 0, sampling, sink), sink
 
