@@ -114,7 +114,7 @@ class Group:
         self.prefills.append(slot)
         if prefix is not None and not self._waits(sequence.request.sequences):
             self.drop_kept(sequence.request.request.id)
-        return slot, slots.pages[slot, :, :rows].T
+        return slot, slots.pages[slot, :, :rows].T.copy()
 
     def end(self, slot: int) -> None:
         """The slot's sequence is over: its pages go back once no step in flight uses them."""
@@ -276,7 +276,8 @@ class Group:
                 assert slots.in_flight[slot] == 0 and slots.room[slot] == 0
                 continue
             assert sequence.slot == slot and sequence.done == (slots.phase[slot] == CLOSED)
-            assert slots.known[slot] <= slots.issued[slot] <= slots.known[slot] + len(self.in_flight)
+            sampling = slots.issued[slot] - slots.known[slot]
+            assert 0 <= sampling and (sequence.done or sampling <= len(self.in_flight))
             assert slots.known[slot] <= slots.target[slot] and slots.computed[slot] <= slots.room[slot] <= slots.pages.shape[2] * size
             assert slots.in_flight[slot] <= len(self.in_flight)
             self._count(references, slots.held(slot), slots.placement[slot])
@@ -288,7 +289,7 @@ class Group:
         assert np.array_equal(slots.decoding, slots.phase == DECODE)
         assert self.going == np.count_nonzero(slots.phase >= LEAVING)
         assert np.array_equal(slots.in_flight, sum((sent.members.astype(np.int32) for sent in self.in_flight), np.zeros_like(slots.in_flight)))
-        assert np.array_equal(self.standing.rows, np.flatnonzero(slots.standing & ~np.isin(np.arange(len(slots.phase)), self.ends)))
+        assert np.array_equal(self.standing.rows, np.flatnonzero(slots.standing))
         assert self.in_flight or not self.up or not (self.running or self.queue.waiting), "work, but nothing under way"
         self.queue.check()
 

@@ -1,0 +1,207 @@
+"""What single transcripts and random lives do not single out: refusals, limits, order, several groups, late and odd events."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from control_harness import World, config, expected
+
+from hetserve.control.messages import Request, RunStep, StepDone
+from hetserve.policy.row import Policies
+from hetserve.systems import UNIFORM
+
+
+def started(commands) -> list[int]:
+    """Requests that start in these commands."""
+    return [start.request for step in commands if isinstance(step, RunStep) for start in step.starts]
+
+
+@pytest.mark.parametrize(
+    ("prompt", "options", "why"),
+    [
+        (0, {}, "empty"),
+        (64, {}, "the model takes 64"),
+        (200, {}, "the model takes 64"),
+        (40, {}, "the KV memory holds 40"),
+        (3, {"max_tokens": 0}, "max_tokens"),
+        (3, {"n": 0}, "n must be"),
+        (3, {"stop_token_ids": (1, -5)}, "stop token ids"),
+        (3, {"stop_token_ids": (2**31,)}, "stop token ids"),
+    ],
+)
+def test_what_can_never_be_served_is_refused_for_good(prompt, options, why) -> None:
+    world = World(config(pages=20))
+    world.arrive(prompt, **options)
+    assert why in world.rejected[0].why and not world.rejected[0].retry
+    world.arrive(39, 1)
+    world.run_out()
+    assert world.answers[1, 0].reason == "length"
+
+
+def test_answers_are_cut_at_the_models_and_the_memorys_length() -> None:
+    for shape, longest in ((config(max_model_len=20), 20), (config(pages=2 * 6), 24)):
+        world = World(shape)
+        world.arrive(7, 1000)
+        world.run_out()
+        assert (world.answers[0, 0].count, world.answers[0, 0].reason) == (longest - 7, "length")
+
+
+def test_too_many_waiting_requests_are_turned_away_for_now() -> None:
+    world = World(config(max_seqs=1, max_waiting=2))
+    for _ in range(5):
+        world.arrive(3, 3)
+    assert [world.rejected[number].retry for number in (3, 4)] == [True, True] and len(world.rejected) == 2
+    world.run_out()
+    world.arrive(3, 3)
+    assert len(world.rejected) == 2
+
+
+def test_first_come_first_served() -> None:
+    """Nobody overtakes a long prompt that waits for pages, so it cannot starve."""
+    world = World(config(pages=2 * 10, heads=2, max_seqs=4))
+    world.arrive(20, 6)
+    world.arrive(30, 3)  # does not fit beside the first
+    world.arrive(2, 3)  # would fit
+    order = []
+    while world.pending[0]:
+        order += started(world.complete())
+    assert started(world.log[0][1]) + order == [0, 1, 2]
+
+
+def test_the_watermark_is_kept_free_unless_nothing_runs() -> None:
+    world = World(config(pages=2 * 10, watermark=0.3))
+    world.arrive(16, 2)
+    world.arrive(16, 2)  # 8 of 12 free pages: would leave 4, less than 6
+    assert world.controller.counts()["waiting"] == 1
+    world.run_out()
+    world.arrive(39, 1)
+    assert world.controller.counts()["waiting"] == 0
+
+
+def test_stop_tokens_count_from_min_tokens_on() -> None:
+    for least in range(12):
+        world = World(config(), vocab=3)
+        world.arrive(5, 30, stop_token_ids=(0, 2), min_tokens=least)
+        world.run_out()
+        answer = world.answers[0, 0]
+        assert (answer.tokens, answer.reason) == expected(world.requests[0], 0, 3, 64)
+        assert answer.count >= least
+
+
+def test_a_stop_string_reported_late_gives_the_earlier_length() -> None:
+    world = World(config())
+    world.arrive(3, 30)
+    for _ in range(6):
+        world.complete()
+    world.stop(0, 0, 2)
+    assert (world.answers[0, 0].count, world.answers[0, 0].reason) == (2, "stop")
+    world.stop(0, 0, 1)
+    world.stop(0, 5, 1)
+    world.stop(99, 0, 1)
+    world.cancel(0)
+    world.cancel(99)
+    world.run_out()
+    assert world.controller.counts()["pages_free"] == 64
+
+
+def test_pages_are_not_reused_while_a_step_in_flight_writes_to_them() -> None:
+    """One slot: the next request may start only once the cancelled one's last step is reported."""
+    world = World(config(max_seqs=1))
+    world.arrive(3, 30)
+    world.arrive(3, 30)
+    world.cancel(0)
+    assert world.controller.counts()["pages_free"] < 64
+    assert started(world.complete()) == []
+    assert started(world.complete()) == [1]
+
+
+def test_a_report_of_a_lost_workers_step_is_ignored() -> None:
+    world = World(config())
+    world.arrive(3, 30)
+    late = world.pending[0][0].step
+    world.lose()
+    assert world.send(StepDone, late, 0, np.array([5], np.int32), 0.1) == []
+    world.rejoin()
+    world.arrive(3, 3)
+    assert world.send(StepDone, late, 0, np.array([5], np.int32), 0.1) == []
+    world.run_out()
+    assert world.answers[1, 0].reason == "length"
+
+
+def two_groups(**changes) -> World:
+    """Two groups on a device each; the controller has no idea that this version's plans have one."""
+    one = config(**changes)
+    groups = (one.groups[0], replace(one.groups[0], devices=("other",)))
+    return World(replace(one, groups=groups))
+
+
+def test_requests_go_to_the_group_with_the_smaller_load() -> None:
+    world = two_groups()
+    for prompt in (10, 4, 4, 9):
+        world.arrive(prompt, 3)
+    homes = [group for _, commands in world.log for group in {step.group for step in commands if isinstance(step, RunStep) and step.starts}]
+    assert homes[:2] == [0, 1]
+    world.run_out()
+    world.expect_answers()
+    assert all(answer.reason == "length" for answer in world.answers.values())
+
+
+def test_what_a_lost_group_ran_goes_on_elsewhere_with_the_same_text() -> None:
+    """Also its waiting requests and all choices of one request; earlier arrivals go first there too."""
+    world = two_groups(max_seqs=2)
+    for _ in range(6):
+        world.arrive(10, 12, n=2)
+    for _ in range(4):
+        world.complete(0)
+        world.complete(1)
+    world.lose(0)
+    while world.pending[1]:
+        world.complete(1)
+    for (number, choice), answer in world.answers.items():
+        assert answer.tokens == expected(world.requests[number], choice, world.vocab, 64)[0]
+    world.rejoin(0)
+    world.arrive(3, 3)
+    assert world.pending[0]
+    world.run_out()
+
+
+def test_many_stop_ids_and_many_choices() -> None:
+    world = World(config(max_seqs=8), vocab=1000)
+    world.arrive(9, 6, n=20, stop_token_ids=tuple(range(2, 900, 2)))
+    world.arrive(9, 6, stop_token_ids=(1,))
+    world.run_out()
+    for (number, choice), answer in world.answers.items():
+        assert (answer.tokens, answer.reason) == expected(world.requests[number], choice, 1000, 64)
+
+
+def test_counts() -> None:
+    world = World(config(max_seqs=1))
+    world.arrive(5, 4, n=2)
+    world.arrive(0)
+    counts = world.controller.counts()
+    assert (counts["running"], counts["waiting"], counts["arrived_total"], counts["rejected_total"]) == (1, 1, 3, 1)
+    world.run_out()
+    counts = world.controller.counts()
+    assert (counts["length_total"], counts["generation_tokens_total"], counts["prompt_tokens_total"]) == (2, 8, 5)
+
+
+def test_policies_are_asked_with_numbers_only() -> None:
+    """No policy sees a request, so none can see how long an answer will be."""
+    seen: list[object] = []
+
+    def watch(policy):
+        def asked(*numbers):
+            seen.extend(numbers)
+            return policy(*numbers)
+
+        return asked
+
+    policies = Policies(*(watch(getattr(UNIFORM, name)) for name in ("route", "batch", "heads", "rebalance", "evict")))
+    world = World(config(pages=2 * 8), policies=policies)
+    for _ in range(3):
+        world.arrive(9, 15)
+    world.run_out()
+    assert len(seen) > 10 and all(isinstance(number, int | np.ndarray) for number in seen)
+    assert not any(isinstance(number, Request) for number in seen)

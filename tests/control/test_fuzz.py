@@ -1,0 +1,153 @@
+"""Random lives of a controller: arrivals, stops, cancels, losses, too few pages, one or two steps in flight. Every invariant after every event."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from control_harness import World, config, expected
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from hetserve.systems import UNIFORM
+
+ALL = ("arrive", "complete", "stop", "cancel", "lose", "rejoin")
+QUIET = ("arrive", "complete")
+
+
+@st.composite
+def shapes(draw, devices=1):
+    """A small controller, often with far too few pages."""
+    heads = draw(st.sampled_from([1, 2, 5]))
+    seqs = draw(st.integers(1, 6))
+    return config(
+        pages=heads * draw(st.integers(4, 30)) + draw(st.integers(0, heads - 1)),
+        heads=heads,
+        devices=devices,
+        max_model_len=draw(st.sampled_from([16, 40, 64])),
+        max_seqs=seqs,
+        max_step_tokens=seqs + draw(st.integers(1, 20)),
+        depth=draw(st.sampled_from([1, 2])),
+        max_waiting=draw(st.sampled_from([4, 100])),
+        watermark=draw(st.sampled_from([0.0, 0.1])),
+    )
+
+
+class Life:
+    """Random actions on a world, from a seed."""
+
+    def __init__(self, world: World, seed: int, kinds: tuple[str, ...]) -> None:
+        self.world, self.kinds = world, kinds
+        self.random = random.Random(seed)
+        self.busy = self.random.choice([0.3, 0.7, 0.9])  # how often the next thing is a step's end
+        self.down = False
+
+    def live(self, actions: int) -> World:
+        for _ in range(actions):
+            kind = "complete" if self.random.random() < self.busy else self.random.choice(self.kinds)
+            getattr(self, kind)()
+        self.world.run_out()
+        return self.world
+
+    def arrive(self) -> None:
+        draw = self.random
+        prompt = [draw.choice([1, 2]) for _ in range(draw.choice([0, 1, 4, 5, 9, 16, 17, 33, 45]))]
+        options = {"n": draw.choice([1, 1, 2, 4]), "stop_token_ids": draw.choice([(), (0,), (3, 5, 9)]), "min_tokens": draw.randint(0, 6)}
+        self.world.arrive(prompt, draw.choice([1, 2, 8, 20, 60]), **options)
+
+    def complete(self) -> None:
+        if self.world.pending[0]:
+            self.world.complete()
+
+    def stop(self) -> None:
+        """A stop string in the text so far."""
+        heard = [(key, answer) for key, answer in self.world.answers.items() if answer.tokens]
+        if heard:
+            (request, choice), answer = self.random.choice(heard)
+            self.world.stop(request, choice, self.random.randint(max(1, len(answer.tokens) - 2), len(answer.tokens)))
+
+    def cancel(self) -> None:
+        self.world.cancel(self.random.randint(0, len(self.world.requests)))
+
+    def lose(self) -> None:
+        if not self.down and self.random.random() < 0.1:
+            self.world.lose()
+            self.down = True
+
+    def rejoin(self) -> None:
+        if self.down:
+            self.world.rejoin()
+            self.down = False
+
+
+@settings(max_examples=150)
+@given(shapes(), st.integers(0, 2**32), st.integers(0, 250))
+def test_nothing_is_lost_held_twice_or_read_from_anothers_page(shape, seed, actions) -> None:
+    world = Life(World(shape), seed, ALL).live(actions)
+    world.expect_answers()
+    counts = world.controller.counts()
+    assert counts["running"] == counts["waiting"] == 0
+    assert counts["pages_free"] == counts["pages"]
+
+
+@settings(max_examples=80)
+@given(shapes(), st.integers(0, 2**32), st.integers(0, 120))
+def test_one_and_two_steps_in_flight_give_the_same_answers(shape, seed, actions) -> None:
+    """Also the same as an uninterrupted run of the model; max_waiting is lifted, for who is turned away may depend on the depth."""
+    answers = []
+    for depth in (1, 2):
+        world = Life(World(replace(shape, depth=depth, max_waiting=1000)), seed, QUIET).live(actions)
+        for (number, choice), answer in world.answers.items():
+            if number not in world.rejected:
+                tokens, reason = expected(world.requests[number], choice, world.vocab, world.longest())
+                assert (answer.tokens, answer.reason, answer.count) == (tokens, reason, len(tokens))
+        answers.append(world.answers)
+    assert answers[0] == answers[1]
+
+
+@settings(max_examples=80)
+@given(st.integers(2, 3).flatmap(lambda devices: shapes(devices)), st.integers(0, 2**32), st.integers(0, 150))
+def test_heads_scattered_over_several_devices(shape, seed, actions) -> None:
+    """A placement of its own for every request, as a dispatcher will deal them; pools run out one by one."""
+    rng = np.random.default_rng(seed)
+    deal = replace(UNIFORM, heads=lambda kv_heads, free: rng.integers(0, len(free), kv_heads).astype(np.int32))
+    Life(World(shape, policies=deal), seed, ALL).live(actions).expect_answers()
+
+
+def test_the_fuzz_reaches_the_rare_paths() -> None:
+    """Preemption, two steps in flight, shared and kept prompts: if a change made them unreachable, the tests above would prove nothing."""
+    preemptions = shared = kept = dropped = most = 0
+    for seed in range(20):
+        world = World(config(pages=2 * 14, max_step_tokens=16, max_seqs=3))
+        group = world.controller.groups[0]
+        drop = group.drop_one_kept
+
+        def count_drop(drop=drop) -> bool:
+            nonlocal dropped
+            done = drop()
+            dropped += done
+            return done
+
+        group.drop_one_kept = count_drop
+        life = Life(world, seed, QUIET)
+        for _ in range(150):
+            getattr(life, life.random.choice(("arrive", "complete", "complete", "complete")))()
+            kept += bool(group.kept)
+        world.run_out()
+        preemptions += world.controller.counts()["preemptions_total"]
+        most = max(most, world.most_in_flight)
+        shared += sum(start.cached_tokens > 0 for _, commands in world.log for step in commands if hasattr(step, "starts") for start in step.starts)
+        world.expect_answers()
+    assert min(preemptions, shared, kept, dropped) > 10 and most == 2, (preemptions, shared, kept, dropped, most)
+
+
+def test_a_wrong_page_is_noticed() -> None:
+    """The harness itself: a controller that hands out one page twice fails."""
+    world = World(config())
+    world.arrive(3, 20)
+    pool = world.controller.groups[0].pools.pools[0]
+    pool._stack[pool.free - 1] = world.pending[0][0].grant_pages[0, 0]
+    with pytest.raises(AssertionError):
+        world.run_out()
