@@ -277,7 +277,7 @@ class Group:
                 continue
             assert sequence.slot == slot and sequence.done == (slots.phase[slot] == CLOSED)
             sampling = slots.issued[slot] - slots.known[slot]
-            assert 0 <= sampling and (sequence.done or sampling <= len(self.in_flight))
+            assert sampling >= 0 and (sequence.done or sampling <= len(self.in_flight))
             assert slots.known[slot] <= slots.target[slot] and slots.computed[slot] <= slots.room[slot] <= slots.pages.shape[2] * size
             assert slots.in_flight[slot] <= len(self.in_flight)
             self._count(references, slots.held(slot), slots.placement[slot])

@@ -9,11 +9,10 @@ from hetserve.planner.options import Options
 from hetserve.spec.cluster import Cluster, Device
 from hetserve.spec.fingerprint import model_fingerprint
 from hetserve.spec.model import ModelSpec
-from hetserve.spec.plan import PAGE_TOKENS, Group, Limits, ModelRef, Plan, Pool, Stage, page_bytes
+from hetserve.spec.plan import MOST_PAGES, PAGE_TOKENS, Group, Limits, ModelRef, Plan, Pool, Stage, page_bytes
 from hetserve.spec.workload import Workload
 
 KV_BYTES = 4 * 2**30  # a CPU device's memory is the machine's: unless told otherwise, KV takes no more of it than this
-SLOT_IDS = 2**31  # page id * page_tokens + offset is an int32
 MIB = 2**20
 
 
@@ -32,8 +31,8 @@ def plan_uniform(cluster: Cluster, model: ModelSpec, workload: Workload | None, 
     layers = (0, model.layers)
     size_bytes = page_bytes(model, layers, dtype)
     pages = _kv_bytes(device, cost, options) // size_bytes
-    most_pages = min(options.max_seqs * token_pages(model.max_positions) * model.kv_heads, SLOT_IDS // PAGE_TOKENS - 1)
-    pages = min(pages, most_pages) if not options.kv_memory_bytes else min(pages, SLOT_IDS // PAGE_TOKENS - 1)
+    usable = options.max_seqs * token_pages(model.max_positions) * model.kv_heads
+    pages = min(pages, MOST_PAGES if options.kv_memory_bytes else min(usable, MOST_PAGES))
     limits = Limits(
         max_model_len=_model_len(model, pages, size_bytes, device, options),
         max_seqs=options.max_seqs,

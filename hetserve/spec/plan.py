@@ -19,6 +19,7 @@ from hetserve.spec.strict import build
 
 FORMAT = 1
 PAGE_TOKENS = 16
+MOST_PAGES = 2**31 // PAGE_TOKENS - 1  # of one pool: page id * page_tokens + offset is an int32
 ROLES = ("mixed", "prefill", "decode")
 
 
@@ -177,6 +178,8 @@ def _check(plan: Plan, where: str) -> None:
         raise SpecError(f"{where}: dtype {plan.model.dtype!r} is none of {', '.join(DTYPE_BYTES)}")
     if not plan.groups or plan.page_tokens < 1:
         raise SpecError(f"{where}: a plan has at least one group and page_tokens of at least 1")
+    if plan.page_tokens > PAGE_TOKENS:
+        raise UnsupportedError(f"{where}: pages of {plan.page_tokens} tokens; this version's hold at most {PAGE_TOKENS}")
     devices = {device.name for device in plan.cluster.devices}
     for index, group in enumerate(plan.groups):
         _check_group(group, devices, f"{where}: group {index}")
@@ -206,5 +209,7 @@ def _check_group(group: Group, devices: set[str], where: str) -> None:
         workers = (*stage.primary, *stage.attention)
         if not stage.primary or not set(workers) <= devices or len(set(workers)) < len(workers):
             raise SpecError(f"{where}: workers must be different devices of the cluster ({', '.join(sorted(devices))}), got {list(workers)}")
-        if tuple(pool.device for pool in stage.pools) != workers or min(min(pool.pages, pool.page_bytes) for pool in stage.pools) < 1:
-            raise SpecError(f"{where}: a stage has one pool with at least one page for each of its workers, in their order")
+        if tuple(pool.device for pool in stage.pools) != workers or not all(
+            0 < pool.pages <= MOST_PAGES and pool.page_bytes > 0 for pool in stage.pools
+        ):
+            raise SpecError(f"{where}: a stage has one pool of 1 to {MOST_PAGES} pages for each of its workers, in their order")

@@ -1,4 +1,7 @@
-"""Times `handle` of a StepDone. Not a test: run `python tests/control/time_handle.py`. Budget (DESIGN section 2): 100 us at 64 requests x 40 heads."""
+"""Times `handle` of a StepDone. Not a test: run `python tests/control/time_handle.py`.
+
+The budget (DESIGN section 2) is 100 us at 64 requests x 40 head groups.
+"""
 
 from __future__ import annotations
 

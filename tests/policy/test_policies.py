@@ -1,0 +1,40 @@
+"""Policies are functions on numbers: what each promises, over random numbers."""
+
+from __future__ import annotations
+
+import numpy as np
+from hypothesis import given
+from hypothesis import strategies as st
+
+from hetserve.policy import batch, evict, heads, rebalance, route
+
+COUNTS = st.lists(st.integers(-1, 1000), min_size=1, max_size=6)
+
+
+@given(COUNTS, st.data())
+def test_route_takes_the_least_loaded_group_that_is_up(tokens, data) -> None:
+    capacity = data.draw(st.lists(st.integers(1, 1000), min_size=len(tokens), max_size=len(tokens)))
+    group = route.least_loaded(np.array(tokens), np.array(capacity))
+    up = [index for index, held in enumerate(tokens) if held >= 0]
+    if not up:
+        assert group == -1
+    else:
+        assert group == min(up, key=lambda index: (tokens[index] / capacity[index], index))
+
+
+@given(st.integers(0, 100), st.lists(st.integers(1, 60), max_size=8))
+def test_chunks_are_whole_but_the_last_and_use_the_budget_up(budget, remaining) -> None:
+    chunks = batch.in_order(budget, np.array(remaining, np.int32))
+    assert sum(chunks) == min(budget, sum(remaining))
+    assert all(0 < chunk <= tokens for chunk, tokens in zip(chunks, remaining, strict=False))
+    assert chunks[:-1] == remaining[: max(0, len(chunks) - 1)]
+
+
+@given(st.lists(st.integers(0, 2**40), min_size=1, max_size=20, unique=True))
+def test_the_latest_gives_way(order) -> None:
+    assert order[evict.latest(np.array(order, np.int64))] == max(order)
+
+
+def test_all_heads_lie_on_the_primary_and_nobody_moves() -> None:
+    assert heads.on_group(5, np.array([0, 99])).tolist() == [0] * 5
+    assert rebalance.none(np.array([5, 0]), np.array([100, 0])) == []

@@ -1,0 +1,112 @@
+"""Cluster files: what they may say, and the sentence for everything else."""
+
+from __future__ import annotations
+
+import pytest
+
+from hetserve.errors import HetserveError, ResourceError, SpecError, UnsupportedError
+from hetserve.spec.cluster import Cluster, Host, parse_bytes, require_cores
+from hetserve.spec.load import cluster_names, load_cluster, this_host
+
+HOST = Host((0, 1, 4, 5), 1000 * 2**20)
+
+GOOD = """
+[cluster]
+name = "two"
+control_cores = [0]
+[[device]]
+name = "fast"
+kind = "cpu"
+cores = [4, 1]
+memory = "1.5 GiB"
+[[device]]
+name = "slow"
+kind = "cpu"
+cores = "first"
+isa = "avx2"
+memory = "25%"
+"""
+
+
+def load(tmp_path, text: str) -> Cluster:
+    path = tmp_path / "mine.toml"
+    path.write_text(text)
+    return load_cluster(path, HOST)
+
+
+def test_a_declaration_is_resolved_against_the_host(tmp_path) -> None:
+    cluster = load(tmp_path, GOOD)
+    fast, slow = cluster.devices
+    assert (cluster.name, cluster.control_cores) == ("two", (0,))
+    assert (fast.cores, fast.isa, fast.memory_bytes) == ((1, 4), "", 3 * 2**29)
+    assert (slow.cores, slow.isa, slow.memory_bytes) == ((0,), "avx2", 250 * 2**20)
+    assert cluster.device("slow") is slow
+
+
+def test_the_packaged_clusters() -> None:
+    host = this_host()
+    assert {"cpu", "cpu-1"} <= set(cluster_names())
+    assert load_cluster("cpu").devices[0].cores == host.cores
+    one = load_cluster("cpu-1")
+    assert one.devices[0].cores == one.control_cores == host.cores[:1]
+    for name in cluster_names():
+        require_cores(load_cluster(name), host)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "kind", "said"),
+    [
+        ('memory = "25%"', 'memry = "25%"', SpecError, "did you mean 'memory'"),
+        ("[[device]]", "[[devices]]", SpecError, "did you mean 'device'"),
+        ('memory = "25%"', "", SpecError, "memory"),
+        ('memory = "25%"', 'memory = "250%"', SpecError, "'80%'"),
+        ('memory = "25%"', 'memory = "1.5 GB"', SpecError, "GiB"),
+        ('memory = "25%"', "memory = 0", SpecError, "size"),
+        ('memory = "25%"', "memory = true", SpecError, "memory"),
+        ('cores = "first"', 'cores = "fist"', SpecError, "'all', 'first'"),
+        ('cores = "first"', "cores = []", SpecError, "at least one"),
+        ('cores = "first"', "cores = [-1]", SpecError, "from 0 up"),
+        ('cores = "first"', "cores = [7, 7]", SpecError, "different"),
+        ('cores = "first"', "cores = [4]", SpecError, "core 4 belongs to both 'fast' and 'slow'"),
+        ('cores = "first"', "cores = 1.5", SpecError, "cores"),
+        ('name = "slow"', 'name = "fast"', SpecError, "two devices are called 'fast'"),
+        ('isa = "avx2"', 'isa = "avx1024"', SpecError, "avx512bf16"),
+        ('kind = "cpu"', 'kind = "cuda"', UnsupportedError, "supported kinds: cpu"),
+        ("control_cores = [0]", "", SpecError, "control_cores"),
+        ("[cluster]", "[cluster", SpecError, "not TOML"),
+    ],
+)
+def test_what_makes_no_sense_is_told(tmp_path, old, new, kind, said) -> None:
+    assert old in GOOD
+    with pytest.raises(kind) as caught:
+        load(tmp_path, GOOD.replace(old, new))
+    assert said in f"{caught.value.message} {caught.value.hint}"
+    assert "mine.toml" in caught.value.message
+
+
+def test_names_and_paths_that_lead_nowhere(tmp_path) -> None:
+    for name, said in (("cpu-l", "did you mean 'cpu-1'"), ("elephant", "known: cpu"), (tmp_path / "no.toml", "cannot be read"), (f"{tmp_path}/", "")):
+        with pytest.raises(SpecError) as caught:
+            load_cluster(name)
+        assert said in f"{caught.value.message} {caught.value.hint}"
+
+
+def test_a_file_that_is_no_text(tmp_path) -> None:
+    path = tmp_path / "mine.toml"
+    path.write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(SpecError, match="not text"):
+        load_cluster(path)
+
+
+def test_cores_this_process_may_not_use(tmp_path) -> None:
+    cluster = load(tmp_path, GOOD.replace("cores = [4, 1]", "cores = [4, 9]"))
+    with pytest.raises(ResourceError, match=r"device 'fast' the cores \[9\]"):
+        require_cores(cluster, HOST)
+
+
+def test_sizes() -> None:
+    assert [parse_bytes(text, "x") for text in (7, "7", "7B", "1.5 KiB", "2MiB", "1 TiB")] == [7, 7, 7, 1536, 2**21, 2**40]
+    assert parse_bytes("12.5 %", "x", 800) == 100
+    for wrong in ("", "-1", "1 kb", "12%", "GiB", "0", "1e3"):
+        with pytest.raises(HetserveError):
+            parse_bytes(wrong, "x")
