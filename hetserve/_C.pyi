@@ -38,9 +38,7 @@ class KvPool:
     V = [page_tokens/p][head_dim][p], p = 2 for bfloat16 and 1 for float32.
     """
 
-    def __init__(
-        self, storage: Tensor, layers: int, pages: int, page_tokens: int, head_dim: int, dtype: Any, layout: str = "packed"
-    ) -> None: ...
+    def __init__(self, storage: Tensor, layers: int, pages: int, page_tokens: int, head_dim: int, dtype: Any, layout: str = "packed") -> None: ...
     @staticmethod
     def bytes(layers: int, pages: int, page_tokens: int, head_dim: int, dtype: Any) -> int: ...
     @property

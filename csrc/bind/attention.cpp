@@ -129,7 +129,7 @@ void attention(AttentionPlan& plan, int64_t layer, const py::object& q, const py
 
 void bind_attention(py::module_& module) {
   py::class_<AttentionPlan>(module, "AttentionPlan")
-      .def(py::init(&make_plan), py::arg("pool"), py::arg("items"), py::arg("page_ids"), py::arg("rows"), py::arg("q_heads_total"), py::arg("group"),
+      .def(py::init(&make_plan), py::arg("pool").none(false), py::arg("items"), py::arg("page_ids"), py::arg("rows"), py::arg("q_heads_total"), py::arg("group"),
            py::arg("threads") = 0)
       .def_property_readonly("items", [](const AttentionPlan& p) { return p.items.size(); })
       .def_property_readonly("tasks", [](const AttentionPlan& p) { return p.split.tasks.size(); })

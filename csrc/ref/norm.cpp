@@ -1,4 +1,5 @@
-// RMSNorm and LayerNorm in float32, rounded where transformers rounds: after the residual add, and RMSNorm's result before its weight.
+// RMSNorm and LayerNorm in float32 (sums in double, so that their order does not matter), rounded where transformers rounds:
+// after the residual add, and RMSNorm's result before its weight.
 #include <cmath>
 
 #include "hetserve/ops.h"
@@ -27,9 +28,9 @@ void rms_row(const NormParams& p, int64_t row, int64_t head) {
   const T* x = add_residual<T>(p, row, head);
   const T* weight = at<T>(p.weight, 0);
   T* out = static_cast<T*>(p.out) + row * p.out_row + head * p.out_head;
-  float squares = 0;
-  for (int64_t d = 0; d < p.dim; ++d) squares += to_float(x[d]) * to_float(x[d]);
-  const float inverse = 1.0f / std::sqrt(squares / static_cast<float>(p.dim) + p.eps);
+  double squares = 0;
+  for (int64_t d = 0; d < p.dim; ++d) squares += static_cast<double>(to_float(x[d])) * to_float(x[d]);
+  const float inverse = static_cast<float>(1.0 / std::sqrt(squares / static_cast<double>(p.dim) + p.eps));
   for (int64_t d = 0; d < p.dim; ++d) from_float(rounded<T>(to_float(x[d]) * inverse) * to_float(weight[d]), out + d);
 }
 
@@ -39,11 +40,11 @@ void layer_row(const NormParams& p, int64_t row, int64_t head) {
   const T* weight = at<T>(p.weight, 0);
   const T* bias = at<T>(p.bias, 0);
   T* out = static_cast<T*>(p.out) + row * p.out_row + head * p.out_head;
-  float sum = 0, squares = 0;
+  double sum = 0, squares = 0;
   for (int64_t d = 0; d < p.dim; ++d) sum += to_float(x[d]);
-  const float mean = sum / static_cast<float>(p.dim);
-  for (int64_t d = 0; d < p.dim; ++d) squares += (to_float(x[d]) - mean) * (to_float(x[d]) - mean);
-  const float inverse = 1.0f / std::sqrt(squares / static_cast<float>(p.dim) + p.eps);
+  const float mean = static_cast<float>(sum / static_cast<double>(p.dim));
+  for (int64_t d = 0; d < p.dim; ++d) squares += static_cast<double>(to_float(x[d]) - mean) * (to_float(x[d]) - mean);
+  const float inverse = static_cast<float>(1.0 / std::sqrt(squares / static_cast<double>(p.dim) + p.eps));
   for (int64_t d = 0; d < p.dim; ++d) from_float((to_float(x[d]) - mean) * inverse * to_float(weight[d]) + to_float(bias[d]), out + d);
 }
 

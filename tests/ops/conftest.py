@@ -1,0 +1,40 @@
+"""Every op test that takes `isa` runs once per instruction set this CPU has; an absent one is skipped by name, so the report says what was not tried."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+
+from hetserve import _C
+
+ISAS = ("ref", "avx2", "avx512", "avx512bf16")
+
+
+@pytest.fixture(params=ISAS)
+def isa(request: pytest.FixtureRequest) -> Iterator[str]:
+    """Forces one instruction set for the test."""
+    if request.param not in _C.info()["isas"]:
+        pytest.skip(f"{request.param} is not usable on this CPU")
+    before = _C.info()["isa"]
+    _C.use_isa(request.param)
+    yield request.param
+    _C.use_isa(before)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def one_torch_thread() -> Iterator[None]:
+    """The references are small; ops that want threads ask for them. Spinning pools on a loaded machine would only slow the tests."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture
+def three_threads() -> Iterator[None]:
+    """Lets row ops use threads."""
+    torch.set_num_threads(3)
+    yield
+    torch.set_num_threads(1)
