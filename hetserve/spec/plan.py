@@ -178,8 +178,8 @@ def _check(plan: Plan, where: str) -> None:
         raise SpecError(f"{where}: dtype {plan.model.dtype!r} is none of {', '.join(DTYPE_BYTES)}")
     if not plan.groups or plan.page_tokens < 1:
         raise SpecError(f"{where}: a plan has at least one group and page_tokens of at least 1")
-    if plan.page_tokens > PAGE_TOKENS:
-        raise UnsupportedError(f"{where}: pages of {plan.page_tokens} tokens; this version's hold at most {PAGE_TOKENS}")
+    if plan.page_tokens != PAGE_TOKENS:
+        raise UnsupportedError(f"{where}: pages of {plan.page_tokens} tokens; this version's hold {PAGE_TOKENS}")
     devices = {device.name for device in plan.cluster.devices}
     for index, group in enumerate(plan.groups):
         _check_group(group, devices, f"{where}: group {index}")
