@@ -1,0 +1,146 @@
+"""Serves an app on a socket until a signal: binds first, says when it is ready, drains within a time limit, stops at once on a second signal."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import resource
+import signal
+import socket
+from collections.abc import Callable
+from types import FrameType
+
+import uvicorn
+from starlette.applications import Starlette
+
+from hetserve.engine.api import EngineApi
+from hetserve.engine.server.app import Service
+from hetserve.engine.server.protocol import connection_class
+from hetserve.errors import ResourceError, UsageError
+
+BACKLOG = 2048
+SEND_BYTES = 128 << 10  # the kernel's buffer for one connection; without this it grows to megabytes for a client that never reads
+CLOSE_S = 15.0  # for the engine to stop, once nothing runs
+SPARE_FILES = 64  # descriptors that are not connections
+STOPPING = "the server is stopping"
+
+
+def bind(host: str, port: int) -> socket.socket:
+    """A socket bound to the address, not listening yet; port 0 takes a free one.
+
+    Raises:
+        ResourceError: the port is in use, or not ours to take.
+        UsageError: there is no such host.
+    """
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
+    except (OSError, UnicodeError):
+        raise UsageError(f"there is no network address called {host!r}", "--host 127.0.0.1 serves this machine alone") from None
+    bound = socket.socket(family, kind, protocol)
+    bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    bound.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BYTES)
+    try:
+        bound.bind(address)
+    except OSError as error:
+        bound.close()
+        raise _cannot_bind(host, port, error) from None
+    return bound
+
+
+def _cannot_bind(host: str, port: int, error: OSError) -> ResourceError:
+    if error.errno == errno.EADDRINUSE:
+        return ResourceError(f"port {port} on {host} is in use", "choose another with --port; --port 0 takes a free one")
+    return ResourceError(f"port {port} on {host} cannot be used: {error.strerror}", "choose another with --port (above 1023) or --host")
+
+
+def is_loopback(bound: socket.socket) -> bool:
+    """Whether only this machine can reach the address."""
+    address = str(bound.getsockname()[0])
+    return address.startswith("127.") or address in ("::1", "::ffff:127.0.0.1")
+
+
+def url_of(bound: socket.socket) -> str:
+    host, port = bound.getsockname()[:2]
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+def allow_connections(wanted: int) -> int:
+    """Raises this process's limit on open files towards what so many connections need; how many fit."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if hard != resource.RLIM_INFINITY:
+        wanted = min(wanted, hard - SPARE_FILES)
+    if soft != resource.RLIM_INFINITY and soft < wanted + SPARE_FILES:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted + SPARE_FILES, hard))
+    return wanted
+
+
+class HttpServer(uvicorn.Server):
+    """uvicorn's server with our way of stopping: what runs longer than the drain limit gets an error, any second signal ends everything.
+
+    Args:
+        app: with its `service`.
+        ready: called once connections are accepted.
+    """
+
+    def __init__(self, app: Starlette, service: Service, ready: Callable[[], None] = lambda: None) -> None:
+        limits = service.limits
+        config = uvicorn.Config(
+            app,
+            http=connection_class(limits),
+            ws="none",
+            lifespan="off",
+            log_config=None,
+            access_log=False,
+            proxy_headers=False,
+            server_header=False,
+            backlog=BACKLOG,
+            timeout_keep_alive=int(limits.idle_s),
+            timeout_graceful_shutdown=int(limits.drain_s) + 2,  # requests have got their error by then; whoever does not read it is cut off
+        )
+        super().__init__(config)
+        self._service = service
+        self._ready = ready
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        self._loop = asyncio.get_running_loop()
+        await super().startup(sockets)
+        self._ready()
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        late = self._loop.call_later(self._service.limits.drain_s, self._service.fail_all, STOPPING)
+        await super().shutdown(sockets)
+        late.cancel()
+        self._stop_now()
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        if self.should_exit:
+            self.force_exit = True
+            self._loop.call_soon_threadsafe(self._stop_now)
+        self.should_exit = True
+
+    def _stop_now(self) -> None:
+        self._service.fail_all(STOPPING)
+        for connection in list(self.server_state.connections):
+            connection.transport.abort()
+
+
+async def serve(engine: EngineApi, app: Starlette, service: Service, bound: socket.socket, ready: Callable[[], None] = lambda: None) -> None:
+    """Starts the engine, serves until SIGINT or SIGTERM, drains, stops the engine.
+
+    Raises:
+        HetserveError: the engine did not start.
+        ResourceError: somebody else has taken the port meanwhile.
+        CancelledError: a signal came before the engine was ready.
+    """
+    starting = asyncio.ensure_future(engine.start())
+    for sig in (signal.SIGINT, signal.SIGTERM):
+        asyncio.get_running_loop().add_signal_handler(sig, starting.cancel)  # afterwards uvicorn's handlers count, and this does nothing
+    await starting
+    host, port = bound.getsockname()[:2]
+    try:
+        await HttpServer(app, service, ready).serve([bound])
+    except OSError as error:
+        raise _cannot_bind(host, port, error) from None
+    finally:
+        service.close()
+        await asyncio.wait_for(engine.close(drain=False), CLOSE_S)
