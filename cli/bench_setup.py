@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 # The standard run: what `make bench` runs, and what every flag left out means while none names a dataset or a URL.
 STANDARD_MODEL = "llama-250m"
 STANDARD_DATASET = "azure-conv"
-STANDARD_PROMPTS = 24
+STANDARD_PROMPTS = 8
 VLLM_PROMPTS = 1000  # vLLM's default, once a dataset or a URL is named
 DATASET_FLAGS = ("dataset_name", "dataset_path", "input_len", "random_input_len", "random_output_len", "random_range_ratio", "random_prefix_len")
 

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 TIE_FACTOR = 2.0
-MOST_CHECKED = 16
+MOST_CHECKED = 12
 
 
 @dataclass(frozen=True)
@@ -128,10 +128,10 @@ def agree(
 
 
 def spread(ordered: Sequence[Divergence], most: int) -> list[Divergence]:
-    """At most `most` of them, evenly spaced in the given order, first and last included."""
+    """At most `most` of them, evenly spaced in the given order: the middle one of each of `most` equal parts."""
     if len(ordered) <= most:
         return list(ordered)
-    return [ordered[round(index)] for index in np.linspace(0, len(ordered) - 1, most)]
+    return [ordered[(2 * part + 1) * len(ordered) // (2 * most)] for part in range(most)]
 
 
 class HfReference:
@@ -140,7 +140,9 @@ class HfReference:
     def __init__(self, folder: Path, threads: int) -> None:
         import torch
         from transformers import AutoModelForCausalLM
+        from transformers.utils import logging
 
+        logging.disable_progress_bar()
         torch.set_num_threads(threads)
         self._torch = torch
         self._models = [

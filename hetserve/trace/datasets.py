@@ -63,7 +63,7 @@ class DatasetSpec:
             raise UsageError(f"--random-range-ratio must be at least 0 and below 1, not {self.random_range_ratio:g}.")
         if self.random_prefix_len < 0 or self.random_prefix_len + math.floor(self.random_input_len * (1 - self.random_range_ratio)) < 1:
             raise UsageError(f"--random-input-len {self.random_input_len} is too small: a prompt has at least one token.")
-        if min(self.random_output_len, self.fixed_output_len or 1) < 1:
+        if self.random_output_len < 1 or (self.fixed_output_len is not None and self.fixed_output_len < 1):
             raise UsageError("Output lengths must be at least 1.")
 
 

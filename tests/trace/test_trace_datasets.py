@@ -1,0 +1,219 @@
+"""Request lists: seeded, uniform, complete or counted. Ordinary tokens only, and the same list whoever asks."""
+
+from __future__ import annotations
+
+import gzip
+import json
+from importlib import resources
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from hetserve.errors import BenchError, ModelError, SpecError, UsageError
+from hetserve.trace import datasets, vocab
+from hetserve.trace.arrivals import Arrivals
+from hetserve.trace.datasets import DatasetSpec, Workload
+from hetserve.trace.requests import Lengths, keep_fitting
+from hetserve.trace.vocab import Vocabulary
+
+VOCABULARY = Vocabulary(np.arange(5, 100), Path("."))
+TABLES = Path(str(resources.files("hetserve.workloads") / "lengths"))
+
+
+def made(spec: DatasetSpec, longest: int = 100_000, vocabulary: Vocabulary = VOCABULARY) -> Workload:
+    return datasets.build(spec, Arrivals(), vocabulary, longest)
+
+
+@given(st.integers(1, 400), st.integers(1, 60), st.floats(0, 0.95), st.integers(0, 20), st.integers(1, 50))
+def test_random_lengths_stay_in_the_range_and_prompts_have_them(length: int, output: int, ratio: float, prefix: int, count: int) -> None:
+    if prefix + int(length * (1 - ratio)) < 1:
+        return
+    spec = DatasetSpec("random", count, random_input_len=length, random_output_len=output, random_range_ratio=ratio, random_prefix_len=prefix)
+    requests = made(spec).requests()
+    assert len(requests) == count
+    for request in requests:
+        own = len(request.prompt) - prefix
+        assert np.floor(length * (1 - ratio)) <= own <= np.ceil(length * (1 + ratio))
+        assert max(1, np.floor(output * (1 - ratio))) <= request.output_tokens <= np.ceil(output * (1 + ratio))
+        assert set(request.prompt) <= set(VOCABULARY.ordinary.tolist())
+    assert len({request.prompt[:prefix] for request in requests}) == 1
+
+
+def test_without_a_range_lengths_are_exact_and_with_one_both_ends_occur() -> None:
+    exact = made(DatasetSpec("random", 50, random_input_len=7, random_output_len=3))
+    assert set(exact.lengths.input_tokens) == {7} and set(exact.lengths.output_tokens) == {3}
+    loose = made(DatasetSpec("random", 500, random_input_len=4, random_output_len=2, random_range_ratio=0.5))
+    assert set(loose.lengths.input_tokens) == {2, 3, 4, 5, 6} and set(loose.lengths.output_tokens) == {1, 2, 3}
+
+
+def test_the_seed_decides_and_draws_differ_only_in_tokens() -> None:
+    spec = DatasetSpec("azure-conv", 30, seed=3, tables_dir=TABLES)
+    one, same, other = made(spec), made(spec), made(DatasetSpec("azure-conv", 30, seed=4, tables_dir=TABLES))
+    assert one.requests() == same.requests()
+    assert one.lengths.input_tokens != other.lengths.input_tokens
+    first, second = one.requests(1), one.requests(2)
+    assert [(len(a.prompt), a.output_tokens, a.arrival_s) for a in first] == [(len(a.prompt), a.output_tokens, a.arrival_s) for a in second]
+    assert all(a.prompt != b.prompt for a, b in zip(first, second, strict=True))
+
+
+@pytest.mark.parametrize("name", ["azure-conv", "azure-code", "sharegpt"])
+def test_without_a_file_the_committed_table_is_used_and_named(name: str) -> None:
+    workload = made(DatasetSpec(name, 40, tables_dir=TABLES))
+    inputs = workload.lengths.inputs
+    assert (inputs["input"], inputs["table"], inputs["n"], inputs["dropped"]) == ("table", name, 40, 0)
+    assert inputs["licence"] and inputs["source"] and len(inputs["sha256"]) == 64
+    assert len(workload.requests()) == 40
+
+
+def azure_file(folder: Path, rows: list[tuple[int, int]], zipped: bool = True) -> Path:
+    text = "TIMESTAMP,ContextTokens,GeneratedTokens\r\n" + "".join(f"2023-11-16 18:15:46.6805900,{a},{b}\r\n" for a, b in rows)
+    path = folder / ("AzureLLMInferenceTrace_conv.csv" + (".gz" if zipped else ""))
+    path.write_bytes(gzip.compress(text.encode()) if zipped else text.encode())
+    return path
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_rows_of_a_trace_are_drawn_whole_and_without_repetition(tmp_path: Path, zipped: bool) -> None:
+    rows = [(10 + index, 1000 - index) for index in range(40)]
+    azure_file(tmp_path, rows, zipped)
+    workload = made(DatasetSpec("azure-conv", 25, data_dir=tmp_path, tables_dir=TABLES))
+    drawn = list(zip(workload.lengths.input_tokens, workload.lengths.output_tokens, strict=True))
+    assert len(set(drawn)) == 25 and set(drawn) <= set(rows)
+    assert workload.lengths.inputs["input"] == "file" and workload.lengths.inputs["rows"] == 40
+    twice = made(DatasetSpec("azure-conv", 100, data_dir=tmp_path))
+    counts = [list(zip(twice.lengths.input_tokens, twice.lengths.output_tokens, strict=True)).count(row) for row in rows]
+    assert set(counts) == {2, 3}  # more than there are: each equally often, to within one
+
+
+def test_a_sample_is_uniform_over_the_rows(tmp_path: Path) -> None:
+    rows = [(10 + index, 5) for index in range(20)]
+    path = azure_file(tmp_path, rows)
+    seen = [made(DatasetSpec("azure-conv", 5, seed=seed, path=path)).lengths.input_tokens for seed in range(400)]
+    counts = np.bincount(np.concatenate(seen), minlength=30)[10:]
+    assert counts.sum() == 2000 and abs(counts - 100).max() < 4.5 * np.sqrt(2000 * 0.05 * 0.95)
+
+
+def test_what_does_not_fit_is_dropped_and_counted_but_never_many(tmp_path: Path) -> None:
+    rows = [(100, 10)] * 99 + [(100, 500)]
+    path = azure_file(tmp_path, rows)
+    workload = made(DatasetSpec("azure-conv", 100, path=path), longest=110)
+    assert (workload.dropped, len(workload.requests()), workload.lengths.inputs["dropped"]) == (1, 99, 1)
+    assert all(len(one.prompt) + one.output_tokens <= 110 for one in workload.requests())
+    with pytest.raises(BenchError, match="3 of 100"):
+        made(DatasetSpec("azure-conv", 100, path=azure_file(tmp_path, [(100, 10)] * 97 + [(100, 500)] * 3)), longest=110)
+
+
+def test_two_percent_may_be_dropped_and_no_more() -> None:
+    lengths = Lengths((10,) * 100, (10,) * 98 + (99,) * 2)
+    assert keep_fitting(lengths, 20)[1] == 2
+    with pytest.raises(BenchError):
+        keep_fitting(Lengths((10,) * 100, (10,) * 97 + (99,) * 3), 20)
+
+
+def write_lines(path: Path, rows: list[object]) -> Path:
+    path.write_text("\n".join(row if isinstance(row, str) else json.dumps(row) for row in rows))
+    return path
+
+
+def word_tokenizer(folder: Path) -> Path:
+    from tokenizers import Tokenizer, models, pre_tokenizers
+
+    words = {word: index for index, word in enumerate(["<unk>", "<s>", "</s>", "one", "two", "three"])}
+    tokenizer = Tokenizer(models.WordLevel(words, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer.add_special_tokens(["<s>", "</s>"])
+    tokenizer.save(str(folder / "tokenizer.json"))
+    (folder / "config.json").write_text(json.dumps({"vocab_size": 6, "eos_token_id": [2], "bos_token_id": 1, "pad_token_id": 0}))
+    return folder
+
+
+def test_custom_prompts_may_be_texts_or_token_ids(tmp_path: Path) -> None:
+    known = vocab.load(word_tokenizer(tmp_path))
+    path = write_lines(tmp_path / "mine.jsonl", [{"prompt": "one two one", "output_tokens": 4}, {"prompt_token_ids": [5, 4], "output_len": 2}])
+    workload = made(DatasetSpec("custom", 2, path=path), vocabulary=known)
+    assert {(one.prompt, one.output_tokens) for one in workload.requests()} == {((3, 4, 3), 4), ((5, 4), 2)}
+    assert workload.requests(1) == workload.requests(2)  # prompts are the file's, whatever the draw
+    fixed = made(DatasetSpec("custom", 2, path=path, fixed_output_len=9), vocabulary=known)
+    assert {one.output_tokens for one in fixed.requests()} == {9}
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        "{",
+        "[1]",
+        {"output_tokens": 3},
+        {"prompt": "", "output_tokens": 3},
+        {"prompt": "one"},
+        {"prompt": [1, "x"], "output_tokens": 3},
+        {"prompt": [1], "output_tokens": 0},
+    ],
+)
+def test_a_bad_custom_line_is_named(tmp_path: Path, row: object) -> None:
+    path = write_lines(tmp_path / "bad.jsonl", [{"prompt": [1], "output_tokens": 1}, row])
+    with pytest.raises(SpecError, match="line 2"):
+        made(DatasetSpec("custom", 2, path=path))
+
+
+def test_sharegpt_conversations_keep_what_vllm_keeps(tmp_path: Path) -> None:
+    known = vocab.load(word_tokenizer(tmp_path))
+
+    def talk(question: int, answer: int) -> dict[str, object]:
+        return {"conversations": [{"from": "human", "value": "one " * question}, {"from": "gpt", "value": "two " * answer}]}
+
+    rows = [talk(10, 20), talk(2, 50), talk(50, 2), talk(1025, 10), talk(1000, 1049), talk(1000, 1048), {"conversations": [{"value": "alone"}]}]
+    path = tmp_path / "sharegpt.json"
+    path.write_text(json.dumps(rows))
+    workload = made(DatasetSpec("sharegpt", 100, path=path), vocabulary=known)
+    assert sorted(zip(workload.lengths.input_tokens, workload.lengths.output_tokens, strict=True)) == [(10, 20), (1000, 1048)]
+
+
+def test_ordinary_ids_leave_out_special_and_added_ones(tmp_path: Path) -> None:
+    assert vocab.load(word_tokenizer(tmp_path)).ordinary.tolist() == [3, 4, 5]
+    (tmp_path / "tokenizer.json").unlink()
+    bare = vocab.load(tmp_path)
+    assert bare.ordinary.tolist() == [3, 4, 5]
+    with pytest.raises(ModelError, match=r"tokenizer\.json"):
+        bare.encode(["one"])
+    (tmp_path / "config.json").unlink()
+    with pytest.raises(ModelError):
+        vocab.load(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"name": "sharegpd"},
+        {"num_prompts": 0},
+        {"path": Path("x")},
+        {"random_range_ratio": 1.0},
+        {"random_range_ratio": -0.1},
+        {"random_input_len": 0},
+        {"random_output_len": 0},
+        {"fixed_output_len": 0},
+    ],
+)
+def test_senseless_datasets_are_refused(change: dict[str, object]) -> None:
+    with pytest.raises(UsageError):
+        DatasetSpec(**{"name": "random", **change})  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"a,b\n1,2\n", b"ContextTokens,GeneratedTokens\n5,x\n", b"ContextTokens,GeneratedTokens\n0,3\n", b"{not json}\n"]
+)
+def test_a_file_that_is_no_trace_is_refused(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "bad.csv"
+    path.write_bytes(content)
+    with pytest.raises(SpecError):
+        made(DatasetSpec("azure-code", 2, path=path))
+
+
+def test_a_missing_or_damaged_file_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(SpecError, match="cannot be read"):
+        made(DatasetSpec("azure-code", 2, path=tmp_path / "none.csv"))
+    (tmp_path / "cut.csv.gz").write_bytes(gzip.compress(b"ContextTokens,GeneratedTokens\n5,6\n")[:-6])
+    with pytest.raises(SpecError, match="cannot be read"):
+        made(DatasetSpec("azure-code", 2, path=tmp_path / "cut.csv.gz"))
