@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from hetserve.cost.rates import device_rates
 from hetserve.cost.roofline import Roofline, StepCost
 from hetserve.errors import UnsupportedError
-from hetserve.spec.model import ModelSpec
 from hetserve.spec.plan import Group, Plan
 
 
@@ -33,21 +32,19 @@ class ControllerConfig:
     watermark: float = 0.01  # share of a pool that admissions leave free, so that running sequences can grow
 
 
-def config_from_plan(plan: Plan, model: ModelSpec) -> ControllerConfig:
+def config_from_plan(plan: Plan) -> ControllerConfig:
     """The controller's side of a plan.
 
     Raises:
-        SpecError: the plan is for another model.
         UnsupportedError: it needs what this version's runtime does not have yet.
     """
-    plan.require_model(model)
     if len(plan.groups) > 1:
         raise UnsupportedError(f"the plan has {len(plan.groups)} groups; this version runs one", "plan with --system uniform")
     return ControllerConfig(
         system=plan.system,
         plan_hash=plan.hash,
-        groups=tuple(_group(group, plan, model) for group in plan.groups),
-        kv_heads=model.kv_heads,
+        groups=tuple(_group(group, plan) for group in plan.groups),
+        kv_heads=plan.model.shape.kv_heads,
         page_tokens=plan.page_tokens,
         max_model_len=plan.limits.max_model_len,
         max_seqs=plan.limits.max_seqs,
@@ -57,7 +54,7 @@ def config_from_plan(plan: Plan, model: ModelSpec) -> ControllerConfig:
     )
 
 
-def _group(group: Group, plan: Plan, model: ModelSpec) -> GroupConfig:
+def _group(group: Group, plan: Plan) -> GroupConfig:
     stage = group.stages[0]
     refused = {
         f"the role {group.role!r}": group.role != "mixed",
@@ -70,5 +67,5 @@ def _group(group: Group, plan: Plan, model: ModelSpec) -> GroupConfig:
             raise UnsupportedError(f"the plan needs {what}; this version runs one mixed group on one device", "plan with --system uniform")
     rates = device_rates(plan.cluster.device(stage.primary[0]), plan.model.dtype)
     pools = stage.pools
-    cost = Roofline(model, plan.model.dtype, rates).step_cost()
+    cost = Roofline(plan.model.shape, plan.model.dtype, rates).step_cost()
     return GroupConfig(tuple(pool.device for pool in pools), tuple(pool.pages for pool in pools), cost)

@@ -46,7 +46,7 @@ class Engine:
         plan.require_model(self.spec)
         self.plan = plan
         self.max_model_len = plan.limits.max_model_len
-        self._config = config_from_plan(plan, self.spec)
+        self._config = config_from_plan(plan)
         self._controller = Controller(self._config, system(plan.system).policies)
         self._channels = make_channels(plan, Path(folder), in_process)
         self._journal_path = journal

@@ -7,9 +7,8 @@ from hetserve.cost.roofline import Roofline, token_pages
 from hetserve.errors import ResourceError, UsageError
 from hetserve.planner.options import Options
 from hetserve.spec.cluster import Cluster, Device
-from hetserve.spec.fingerprint import model_fingerprint
 from hetserve.spec.model import ModelSpec
-from hetserve.spec.plan import MOST_PAGES, PAGE_TOKENS, Group, Limits, ModelRef, Plan, Pool, Stage, page_bytes
+from hetserve.spec.plan import MOST_PAGES, PAGE_TOKENS, Group, Limits, Plan, PlanModel, Pool, Stage, page_bytes
 from hetserve.spec.workload import Workload
 
 KV_BYTES = 4 * 2**30  # a CPU device's memory is the machine's: unless told otherwise, KV takes no more of it than this
@@ -41,8 +40,7 @@ def plan_uniform(cluster: Cluster, model: ModelSpec, workload: Workload | None, 
         max_waiting=options.max_waiting,
     )
     stage = Stage(layers, (device.name,), (), (Pool(device.name, pages, size_bytes),))
-    reference = ModelRef(model.name, model_fingerprint(model), dtype)
-    return Plan("uniform", reference, cluster, limits, (Group("mixed", (stage,)),))
+    return Plan("uniform", PlanModel(model, dtype), cluster, limits, (Group("mixed", (stage,)),))
 
 
 def _kv_bytes(device: Device, cost: Roofline, options: Options) -> int:

@@ -24,11 +24,10 @@ ROLES = ("mixed", "prefill", "decode")
 
 
 @dataclass(frozen=True)
-class ModelRef:
-    """Which model a plan is for."""
+class PlanModel:
+    """Which model a plan is for: its whole shape, so that a plan can be simulated without the model's folder."""
 
-    name: str
-    fingerprint: str  # of its shape
+    shape: ModelSpec
     dtype: str  # of weights and KV
 
 
@@ -82,7 +81,7 @@ class Limits:
 @dataclass(frozen=True)
 class Plan:
     system: str  # the row of hetserve.systems that made it, and whose policies run it
-    model: ModelRef
+    model: PlanModel
     cluster: Cluster
     limits: Limits
     groups: tuple[Group, ...]
@@ -96,8 +95,9 @@ class Plan:
 
     def require_model(self, model: ModelSpec) -> None:
         """Raises SpecError unless the plan was made for a model of this shape."""
-        if self.model.fingerprint != model_fingerprint(model):
-            raise SpecError(f"the plan was made for the model {self.model.name!r}, which has another shape than {model.name!r}", "make a new plan")
+        planned = self.model.shape
+        if model_fingerprint(planned) != model_fingerprint(model):
+            raise SpecError(f"the plan was made for the model {planned.name!r}, which has another shape than {model.name!r}", "make a new plan")
 
 
 def page_bytes(model: ModelSpec, layers: tuple[int, int], dtype: str, page_tokens: int = PAGE_TOKENS) -> int:
@@ -108,6 +108,7 @@ def page_bytes(model: ModelSpec, layers: tuple[int, int], dtype: str, page_token
 def encode_plan(plan: Plan) -> str:
     """The plan as the text of its file. Numbers that follow from others (tp, pp, fingerprints) are written too, for people and other tools."""
     body = asdict(plan)
+    body["model"]["fingerprint"] = model_fingerprint(plan.model.shape)
     for group in body["groups"]:
         for stage in group["stages"]:
             stage["tp"] = len(stage["primary"])
@@ -134,7 +135,7 @@ def decode_plan(text: str, where: str) -> Plan:
     plan = build(Plan, data, where)
     _check(plan, where)
     if told != _derived(plan):
-        raise SpecError(f"{where}: tp, pp or cluster_fingerprint contradict the rest of the plan", "was it edited by hand? make the plan again")
+        raise SpecError(f"{where}: tp, pp or a fingerprint contradicts the rest of the plan", "was it edited by hand? make the plan again")
     return plan
 
 
@@ -144,9 +145,10 @@ def plan_schema() -> dict[str, Any]:
     kinds = schema["$defs"]
     kinds["Stage"]["properties"]["tp"] = {"type": "integer", "description": "tensor-parallel ranks: the number of primary devices"}
     kinds["Group"]["properties"]["pp"] = {"type": "integer", "description": "pipeline stages: the number of stages"}
+    kinds["PlanModel"]["properties"]["fingerprint"] = {"type": "string"}
     kinds["Plan"]["properties"]["format"] = {"const": FORMAT}
     kinds["Plan"]["properties"]["cluster_fingerprint"] = {"type": "string"}
-    for kind, key in (("Stage", "tp"), ("Group", "pp"), ("Plan", "format"), ("Plan", "cluster_fingerprint")):
+    for kind, key in (("Stage", "tp"), ("Group", "pp"), ("Plan", "format"), ("Plan", "cluster_fingerprint"), ("PlanModel", "fingerprint")):
         kinds[kind]["required"].append(key)
     for kind in kinds.values():
         kind["additionalProperties"] = False
@@ -155,7 +157,8 @@ def plan_schema() -> dict[str, Any]:
 
 def _take_derived(data: dict[str, Any]) -> list[Any]:
     """Removes the numbers that follow from others; returns them in the order of `_derived`."""
-    found = [data.pop("cluster_fingerprint", None)]
+    model = data.get("model")
+    found = [data.pop("cluster_fingerprint", None), model.pop("fingerprint", None) if isinstance(model, dict) else None]
     groups = data.get("groups")
     for group in groups if isinstance(groups, list) else []:
         if isinstance(group, dict) and isinstance(group.get("stages"), list):
@@ -165,7 +168,7 @@ def _take_derived(data: dict[str, Any]) -> list[Any]:
 
 
 def _derived(plan: Plan) -> list[Any]:
-    found: list[Any] = [fingerprint(plan.cluster)]
+    found: list[Any] = [fingerprint(plan.cluster), model_fingerprint(plan.model.shape)]
     for group in plan.groups:
         found += [len(group.stages), *(len(stage.primary) for stage in group.stages)]
     return found
@@ -182,7 +185,7 @@ def _check(plan: Plan, where: str) -> None:
         raise UnsupportedError(f"{where}: pages of {plan.page_tokens} tokens; this version's hold {PAGE_TOKENS}")
     devices = {device.name for device in plan.cluster.devices}
     for index, group in enumerate(plan.groups):
-        _check_group(group, devices, f"{where}: group {index}")
+        _check_group(group, devices, plan.model.shape.layers, f"{where}: group {index}")
     for arc in plan.flow:
         if not (0 <= arc.source < len(plan.groups) and 0 <= arc.target < len(plan.groups) and 0 < arc.share <= 1):
             raise SpecError(f"{where}: flow from group {arc.source} to {arc.target} with share {arc.share} makes no sense")
@@ -198,18 +201,16 @@ def _check_limits(limits: Limits, where: str) -> None:
         raise SpecError(f"{where}: max_step_tokens ({limits.max_step_tokens}) must be at least max_seqs ({limits.max_seqs})")
 
 
-def _check_group(group: Group, devices: set[str], where: str) -> None:
+def _check_group(group: Group, devices: set[str], layers: int, where: str) -> None:
     if group.role not in ROLES or not group.stages:
         raise SpecError(f"{where} needs a role ({', '.join(ROLES)}) and at least one stage, has role {group.role!r}, {len(group.stages)} stages")
-    expected = 0
+    edges = [0, *(stage.layers[1] for stage in group.stages)]
+    if edges[-1] != layers or any(stage.layers != (a, b) or a >= b for stage, a, b in zip(group.stages, edges, edges[1:], strict=False)):
+        raise SpecError(f"{where}: stages must cover layers 0 to {layers} without a gap, got {[stage.layers for stage in group.stages]}")
     for stage in group.stages:
-        if stage.layers[0] != expected or stage.layers[1] <= stage.layers[0]:
-            raise SpecError(f"{where}: stages must cover the layers from 0 up without a gap, got {[one.layers for one in group.stages]}")
-        expected = stage.layers[1]
         workers = (*stage.primary, *stage.attention)
         if not stage.primary or not set(workers) <= devices or len(set(workers)) < len(workers):
             raise SpecError(f"{where}: workers must be different devices of the cluster ({', '.join(sorted(devices))}), got {list(workers)}")
-        if tuple(pool.device for pool in stage.pools) != workers or not all(
-            0 < pool.pages <= MOST_PAGES and pool.page_bytes > 0 for pool in stage.pools
-        ):
+        sound = all(0 < pool.pages <= MOST_PAGES and pool.page_bytes > 0 for pool in stage.pools)
+        if tuple(pool.device for pool in stage.pools) != workers or not sound:
             raise SpecError(f"{where}: a stage has one pool of 1 to {MOST_PAGES} pages for each of its workers, in their order")

@@ -100,19 +100,19 @@ def test_a_plan_fits_its_schema_and_what_does_not_is_refused_by_both() -> None:
         kind = schema["$defs"][kind["$ref"].split("/")[-1]] if "$ref" in kind else kind
         if "const" in kind:
             return value == kind["const"]
-        match kind.get("type"):
-            case "object":
+        if "anyOf" in kind:
+            return any(fits(value, one) for one in kind["anyOf"])
+        match kind["type"], value:
+            case "null", _:
+                return value is None
+            case "object", dict():
                 known = kind["properties"]
-                return (
-                    isinstance(value, dict)
-                    and set(kind["required"]) <= set(value) <= set(known)
-                    and all(fits(value[key], known[key]) for key in value)
-                )
-            case "array":
-                inner = kind["items"] or None
-                each = kind.get("prefixItems")
-                return isinstance(value, list) and all(fits(one, each[i] if each else inner) for i, one in enumerate(value))
-        return isinstance(value, {"string": str, "integer": int, "number": (int, float)}[kind["type"]])
+                return set(kind.get("required", ())) <= set(value) <= set(known) and all(fits(value[key], known[key]) for key in value)
+            case "array", list():
+                each = kind.get("prefixItems") or [kind["items"]] * len(value)
+                return all(fits(one, inner) for one, inner in zip(value, each, strict=True))
+        kinds = {"string": str, "integer": int, "number": (int, float), "boolean": bool}
+        return isinstance(value, kinds.get(kind["type"], ()))
 
     good = json.loads(encode_plan(make()))
     assert fits(good, schema)
@@ -142,6 +142,8 @@ def stage_of(plan: dict) -> dict:
         (lambda plan: stage_of(plan).update(primary=[]), SpecError, "workers"),
         (lambda plan: stage_of(plan).update(layers=[1, 3]), SpecError, "without a gap"),
         (lambda plan: stage_of(plan).update(tp=2), SpecError, "contradict"),
+        (lambda plan: plan["model"]["shape"].update(hidden=7), SpecError, "contradict"),
+        (lambda plan: plan["model"]["shape"].update(hiden=7), SpecError, "did you mean 'hidden'"),
         (lambda plan: plan["cluster"]["devices"][0].update(memory_bytes=5), SpecError, "contradict"),
         (lambda plan: plan["groups"][0].update(role="mixd"), SpecError, "role"),
         (lambda plan: plan.update(groups=[]), SpecError, "at least one group"),
@@ -178,7 +180,7 @@ def test_files_that_cannot_be_read_or_written(tmp_path) -> None:
 
 def test_the_controller_takes_its_numbers_from_the_plan() -> None:
     plan = make(max_seqs=7, kv_memory_bytes=1_000_000, steps_in_flight=1)
-    config = config_from_plan(plan, MODEL)
+    config = config_from_plan(plan)
     assert (config.max_seqs, config.depth, config.kv_heads, config.page_tokens, config.plan_hash) == (7, 1, 2, 16, plan.hash)
     assert config.groups[0].devices == ("fast",)
     assert config.groups[0].pages == (1_000_000 // (3 * LAYER_PAGE_BYTES),)
@@ -187,8 +189,8 @@ def test_the_controller_takes_its_numbers_from_the_plan() -> None:
 def test_plans_for_another_model_or_a_later_version_are_refused() -> None:
     plan = make()
     with pytest.raises(SpecError, match="another shape"):
-        config_from_plan(plan, replace(MODEL, layers=4))
-    config_from_plan(plan, replace(MODEL, name="the same under another name"))
+        plan.require_model(replace(MODEL, layers=4))
+    plan.require_model(replace(MODEL, name="the same under another name"))
     (group,) = plan.groups
     (stage,) = group.stages
     pool = replace(stage.pools[0], device="slow")
@@ -202,7 +204,7 @@ def test_plans_for_another_model_or_a_later_version_are_refused() -> None:
     for one in later:
         assert decode_plan(encode_plan(one), "plan") == one
         with pytest.raises(UnsupportedError, match="this version"):
-            config_from_plan(one, MODEL)
+            config_from_plan(one)
 
 
 def test_unknown_systems() -> None:
