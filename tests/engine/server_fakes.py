@@ -25,7 +25,8 @@ SPEC = ModelSpec.from_hf(
     {"architectures": ["LlamaForCausalLM"], "model_type": "llama", "vocab_size": VOCAB, "rms_norm_eps": 1e-5, "eos_token_id": EOS, **SHAPE}
 )
 # Tokens 0 to 255 are bytes; these are longer, so that stop strings meet token borders everywhere.
-WORDS = {256: b"ab", 257: b"abc", 258: b" the", 259: b"\n\n", 260: "é€".encode(), 261: "😀".encode()[:2], 262: "😀".encode()[2:], 263: b"</s", EOS: b""}
+SMILE = "😀".encode()
+WORDS = {256: b"ab", 257: b"abc", 258: b" the", 259: b"\n\n", 260: "é€".encode(), 261: SMILE[:2], 262: SMILE[2:], 263: b"</s", EOS: b""}
 
 
 class FakeStream:

@@ -1,0 +1,173 @@
+"""`hetserve serve`: one model behind an OpenAI-compatible HTTP API, by a plan file or a uniform plan. Flags as vLLM's where it has them."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from hetserve.engine.server.limits import Limits
+from hetserve.errors import UsageError
+from hetserve.planner.options import Options
+
+if TYPE_CHECKING:
+    from hetserve.spec.model import ModelSpec
+    from hetserve.spec.plan import Plan
+
+    from .console import Screen
+
+STOPPED_EARLY = 130  # a signal came before there was anything to drain
+
+_file = click.Path(dir_okay=False, path_type=Path)
+_count = click.IntRange(1)
+_seconds = click.FloatRange(0, min_open=True)
+
+
+def _limit(flag: str, field: str, kind: click.ParamType, what: str) -> Any:
+    """A flag for one of `Limits`, with the default from there."""
+    default = getattr(Limits, field)
+    shown = {"prompt_tokens": "what the model takes"}.get(field, True)
+    return click.option(flag, field, type=kind, default=default, show_default=shown, help=what)
+
+
+@click.command()
+@click.argument("model")
+@click.option("--plan", type=_file, help="A plan file (`hetserve plan`)  [default: the uniform plan for --cluster]")
+@click.option("--cluster", help="A file in workloads/clusters, by name or path  [default: cpu]")
+@click.option("--host", default="127.0.0.1", show_default=True, help="Where to listen. Anything but loopback lets other machines in.")
+@click.option("--port", type=click.IntRange(0, 65535), default=8000, show_default=True, help="0 takes a free one.")
+@click.option("--served-model-name", multiple=True, help="The model's name in requests; may be given several times  [default: the folder's name]")
+@click.option("--api-key", multiple=True, envvar="HETSERVE_API_KEY", help="Only requests with this key are served (also $HETSERVE_API_KEY).")
+@click.option("--dtype", type=click.Choice(["auto", "bfloat16", "float32"]), default="auto", show_default=True, help="Of weights and KV cache.")
+@click.option("--max-model-len", type=_count, help="Prompt and answer together, tokens  [default: the model's, or what the KV memory holds]")
+@click.option("--kv-memory", "--kv-cache-memory-bytes", "kv_memory", help="Memory for the KV cache, such as 4GiB or a number of bytes.")
+@click.option("--max-num-seqs", type=_count, help=f"Sequences that run at once  [default: {Options.max_seqs}]")
+@click.option(
+    "--max-num-batched-tokens", type=_count, help=f"Tokens of one step, decoding and prefill together  [default: {Options.max_step_tokens}]"
+)
+@click.option("--steps-in-flight", type=click.IntRange(1, 2), help=f"How many steps the worker is kept ahead  [default: {Options.steps_in_flight}]")
+@click.option("--max-waiting", type=_count, help=f"Requests that may wait; more are answered 429  [default: {Options.max_waiting}]")
+@click.option("--journal", type=_file, help="Record every event and command there, for `hetserve replay`.")
+@_limit("--max-body-bytes", "body_bytes", _count, "Larger request bodies are answered 413.")
+@_limit("--max-prompt-tokens", "prompt_tokens", click.IntRange(0), "Longer prompts are refused.")
+@_limit("--max-prompts", "prompts", _count, "Prompts in one request.")
+@_limit("--max-n", "n", _count, "Choices of one prompt.")
+@_limit("--max-logprobs", "logprobs", click.IntRange(0), "Most likely tokens reported beside each token.")
+@_limit("--max-stop", "stop", click.IntRange(0), "Stop strings in one request.")
+@_limit("--max-stop-chars", "stop_chars", _count, "Characters of one stop string.")
+@_limit("--stream-buffer-bytes", "stream_buffer_bytes", _count, "What a client may leave unread before its stream is cut.")
+@_limit("--max-connections", "connections", _count, "Connections open at once; more are answered 503.")
+@_limit("--receive-timeout", "receive_s", _seconds, "Seconds a request may take to arrive.")
+@_limit("--idle-timeout", "idle_s", _seconds, "Seconds a connection may stay open between requests.")
+@_limit("--drain-timeout", "drain_s", click.FloatRange(0), "Seconds running requests get to finish after SIGTERM.")
+@click.option("--json", "as_json", is_flag=True, help="Say where the server is as one JSON object.")
+def serve(model: str, **given: Any) -> int:
+    """Serve MODEL, a Hugging Face folder, over an OpenAI-compatible HTTP API.
+
+    SIGTERM or Ctrl-C stops accepting and lets running requests finish; a second one stops at once.
+    """
+    from hetserve.engine.server import run
+    from hetserve.spec.load import load_model
+
+    from .console import Screen
+
+    screen = Screen(given["as_json"])
+    folder = Path(model)
+    bound = run.bind(given["host"], given["port"])  # before anything slow: a port in use is said at once
+    spec = load_model(folder)
+    plan = _plan(spec, given)
+    limits = _limits(given, run.allow_connections)
+    names = given["served_model_name"] or (folder.resolve().name,)
+    if not run.is_loopback(bound):
+        keyed = "" if given["api_key"] else ", and without --api-key anybody who reaches it is served"
+        screen.note(f"warning: {given['host']} can be reached from other machines{keyed}; the connection is not encrypted")
+    os.sched_setaffinity(0, plan.cluster.control_cores)
+    return asyncio.Runner(loop_factory=run.event_loop_factory()).run(_serve(screen, folder, plan, bound, limits, names, given))
+
+
+async def _serve(screen: Screen, folder: Path, plan: Plan, bound: Any, limits: Limits, names: tuple[str, ...], given: dict[str, Any]) -> int:
+    from hetserve.engine.engine import Engine
+    from hetserve.engine.server import run
+    from hetserve.engine.server.app import create_app
+    from hetserve.engine.tokenizer import load_tokenizer
+
+    engine = Engine(plan, folder, given["journal"])
+    tokenizer = load_tokenizer(folder)
+    app, service = create_app(engine, tokenizer, limits, names, given["api_key"])
+    url = run.url_of(bound)
+
+    def ready() -> None:
+        most = engine.max_model_len
+        screen.say(f"{names[0]} is served on {url} ({plan.model.dtype}, up to {most:,} tokens, cluster {plan.cluster.name})")
+        screen.json({"url": url, "model": names[0], "pid": os.getpid(), "dtype": plan.model.dtype, "max_model_len": most, "plan": plan.hash})
+        screen.out.file.flush()
+
+    screen.note(f"loading {folder} ...")
+    try:
+        await run.serve(engine, app, service, bound, ready)
+        return 0
+    except asyncio.CancelledError:
+        return STOPPED_EARLY
+    finally:
+        if tokenizer is not None:
+            tokenizer.close()
+
+
+def _plan(spec: ModelSpec, given: dict[str, Any]) -> Plan:
+    """The plan from its file, or made here."""
+    from hetserve.spec.cluster import parse_bytes, require_cores
+    from hetserve.spec.load import load_cluster, load_plan, this_host
+    from hetserve.systems import system
+
+    kv_bytes = parse_bytes(given["kv_memory"], "--kv-memory") if given["kv_memory"] else 0
+    if given["plan"] is not None:
+        plan = load_plan(given["plan"])
+        _require_agreement(plan, given, kv_bytes)
+    else:
+        chosen = {
+            "dtype": "" if given["dtype"] == "auto" else given["dtype"],
+            "kv_memory_bytes": kv_bytes,
+            "max_model_len": given["max_model_len"],
+            "max_seqs": given["max_num_seqs"],
+            "max_step_tokens": given["max_num_batched_tokens"],
+            "steps_in_flight": given["steps_in_flight"],
+            "max_waiting": given["max_waiting"],
+        }
+        options = Options(**{name: value for name, value in chosen.items() if value is not None})
+        plan = system("uniform").planner(load_cluster(given["cluster"] or "cpu"), spec, None, options)
+    require_cores(plan.cluster, this_host())
+    return plan
+
+
+def _require_agreement(plan: Plan, given: dict[str, Any], kv_bytes: int) -> None:
+    """Raises UsageError for flags that contradict the plan."""
+    if given["cluster"] is not None:
+        raise UsageError("--plan names its cluster already, so --cluster cannot be given too")
+    planned = {
+        "dtype": plan.model.dtype,
+        "max_model_len": plan.limits.max_model_len,
+        "max_num_seqs": plan.limits.max_seqs,
+        "max_num_batched_tokens": plan.limits.max_step_tokens,
+        "steps_in_flight": plan.limits.steps_in_flight,
+        "max_waiting": plan.limits.max_waiting,
+    }
+    for name, value in planned.items():
+        if given[name] not in (None, "auto", value):
+            raise UsageError(
+                f"--{name.replace('_', '-')} {given[name]} contradicts the plan, which says {value}", "leave the flag out, or make another plan"
+            )
+    pools_bytes = sum(pool.pages * pool.page_bytes for group in plan.groups for stage in group.stages for pool in stage.pools)
+    if kv_bytes and pools_bytes > kv_bytes:
+        raise UsageError(
+            f"--kv-memory {given['kv_memory']} is less than the plan's KV pools, {pools_bytes} bytes", "leave the flag out, or make another plan"
+        )
+
+
+def _limits(given: dict[str, Any], allow_connections: Any) -> Limits:
+    from dataclasses import fields, replace
+
+    wanted = Limits(**{field.name: given[field.name] for field in fields(Limits) if field.name in given})
+    return replace(wanted, connections=allow_connections(wanted.connections))
