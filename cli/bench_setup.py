@@ -141,6 +141,8 @@ def resolve(flags: Flags, screen: Screen, logs: Path) -> Job:
     """
     if flags.url and (flags.baseline or flags.baseline_url):
         raise UsageError("--base-url measures one running server and takes no baseline.", hint="leave --base-url out: hetserve is then started")
+    if flags.plan is not None and (flags.max_model_len is not None or flags.dtype != "auto"):
+        raise UsageError("--plan settles dtype and --max-model-len; they cannot be given too.")
     if flags.baseline and flags.baseline_url:
         raise UsageError("--baseline starts vLLM, --baseline-url takes a running server: give one of them.")
     return _resolve_url(flags) if flags.url else _resolve_own(flags, screen, logs)
@@ -151,7 +153,7 @@ def _resolve_own(flags: Flags, screen: Screen, logs: Path) -> Job:
     from hetserve.bench.launches import hetserve_launch
 
     setup = _setup(flags, screen, logs)
-    ours = hetserve_launch(setup, ("--plan", str(flags.plan)) if flags.plan else ("--cluster", flags.cluster), flags.serve_args)
+    ours = hetserve_launch(setup, ("--plan", str(flags.plan.absolute())) if flags.plan else ("--cluster", flags.cluster), flags.serve_args)
     models = {ours.name: setup.served_name}
     facts: dict[str, dict[str, Any]] = {ours.name: {"server_command": shlex.join(ours.command)}}
     theirs = _baseline(flags, setup, models, facts)
@@ -165,16 +167,21 @@ def _resolve_own(flags: Flags, screen: Screen, logs: Path) -> Job:
 def _setup(flags: Flags, screen: Screen, logs: Path) -> Setup:
     from hetserve.bench.launches import Setup
     from hetserve.spec.cluster import parse_bytes, require_cores
-    from hetserve.spec.load import load_cluster, load_model, this_host
+    from hetserve.spec.load import load_cluster, load_model, load_plan, this_host
 
-    cluster = load_cluster(flags.cluster)
-    require_cores(cluster, this_host())
     folder = _model_folder(flags.model or STANDARD_MODEL, screen)
-    spec = load_model(folder)
-    dtype = spec.dtype if flags.dtype == "auto" else flags.dtype
-    kv_bytes, token_bytes = parse_bytes(flags.kv_memory, "--kv-memory"), spec.kv_bytes_per_token(dtype)
-    longest = flags.max_model_len or min(spec.max_positions, kv_bytes // token_bytes)
-    return Setup(folder, flags.served_model_name or folder.name, cluster, dtype, kv_bytes, token_bytes, longest, logs)
+    name, spec = flags.served_model_name or folder.name, load_model(folder)
+    if flags.plan is not None:
+        plan = load_plan(flags.plan)
+        plan.require_model(spec)
+        cluster, dtype, longest = plan.cluster, plan.model.dtype, plan.limits.max_model_len
+        kv_bytes = sum(pool.pages * pool.page_bytes for group in plan.groups for stage in group.stages for pool in stage.pools)
+    else:
+        cluster, dtype = load_cluster(flags.cluster), spec.dtype if flags.dtype == "auto" else flags.dtype
+        kv_bytes = parse_bytes(flags.kv_memory, "--kv-memory")
+        longest = flags.max_model_len or min(spec.max_positions, kv_bytes // spec.kv_bytes_per_token(dtype))
+    require_cores(cluster, this_host())
+    return Setup(folder, name, cluster, dtype, kv_bytes, spec.kv_bytes_per_token(dtype), longest, logs)
 
 
 def _baseline(flags: Flags, setup: Setup, models: dict[str, str], facts: dict[str, dict[str, Any]]) -> Launch | Remote | None:
@@ -366,9 +373,9 @@ def command_line(flags: Flags, longest: int | None) -> str:
         "--model": flags.model or (None if flags.url else STANDARD_MODEL),
         "--cluster": None if flags.url or flags.plan else flags.cluster,
         "--plan": flags.plan,
-        "--dtype": None if flags.url else flags.dtype,
-        "--kv-memory": None if flags.url else flags.kv_memory.replace(" ", ""),
-        "--max-model-len": longest,
+        "--dtype": None if flags.url or flags.plan else flags.dtype,
+        "--kv-memory": None if flags.url or flags.plan else flags.kv_memory.replace(" ", ""),
+        "--max-model-len": None if flags.plan else longest,
         "--dataset-name": data.name,
         "--dataset-path": data.path,
         "--random-input-len": data.random_input_len if data.name == "random" else None,

@@ -15,8 +15,12 @@ from hetserve.bench.pairs import turns
 from hetserve.bench.runner import require_usable, run_client, summary
 from hetserve.trace.requests import Request
 
-WARMUP_REQUESTS = 8
-WARMUP_OUTPUT_TOKENS = 16
+# What a warm-up sends. The first one of a system is the whole list with short answers, so that whatever is compiled or allocated on
+# first use is; a later one only has to bring caches, clocks and a thawed process back.
+FIRST_OUTPUT_TOKENS = 32
+LATER_REQUESTS = 4
+LATER_PROMPT_TOKENS = 256
+LATER_OUTPUT_TOKENS = 16
 
 
 class System(Protocol):
@@ -102,7 +106,7 @@ def compare(systems: tuple[System, System], load: Load, pairs: int, stage: Stage
         BenchError: no request of a run completed.
         the server's own error: it died.
     """
-    measured = []
+    measured: list[Measured] = []
     for turn in turns(pairs):
         mine, other = systems[turn.system], systems[1 - turn.system]
         if turn.switched:
@@ -110,17 +114,20 @@ def compare(systems: tuple[System, System], load: Load, pairs: int, stage: Stage
                 other.freeze()
             if mine.frozen:
                 mine.thaw()
-            warm_up(mine, load, stage)
+            warm_up(mine, load, stage, first=all(one.system != mine.name for one in measured))
         measured.append(measure(mine, load, turn.pair, stage, f"pair {turn.pair + 1} of {pairs}: {mine.name}"))
     return measured
 
 
-def warm_up(system: System, load: Load, stage: Stage) -> None:
-    """An unmeasured run: some of the workload's requests, spread over it, with prompts of their own and short answers, all at once."""
+def warm_up(system: System, load: Load, stage: Stage, first: bool) -> None:
+    """An unmeasured run, all at once, with prompts of its own: on the first time the whole list, later a few short requests spread over it."""
     requests = load.requests(0)
-    step = max(1, len(requests) // WARMUP_REQUESTS)
-    short = tuple(Request(one.prompt, min(one.output_tokens, WARMUP_OUTPUT_TOKENS)) for one in requests[::step][:WARMUP_REQUESTS])
-    run = _send(load.job(system, short), load, stage, f"warming up {system.name}")
+    if first:
+        sent = tuple(Request(one.prompt, min(one.output_tokens, FIRST_OUTPUT_TOKENS)) for one in requests)
+    else:
+        few = requests[:: -(-len(requests) // LATER_REQUESTS)]
+        sent = tuple(Request(one.prompt[:LATER_PROMPT_TOKENS], min(one.output_tokens, LATER_OUTPUT_TOKENS)) for one in few)
+    run = _send(load.job(system, sent), load, stage, f"warming up {system.name}")
     system.require_alive()
     require_usable(system.name, run)
 

@@ -71,7 +71,7 @@ def run_one(experiment: Experiment, target: Launch | Remote, model: str, stage: 
     with ExitStack() as stack:
         system = _up(target, experiment.ready_s, stack, stage)
         if experiment.warmups:
-            warm_up(system, load, stage)
+            warm_up(system, load, stage, first=True)
         return [measure(system, load, 0, stage, f"measuring {system.name}")]
 
 
