@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from hetserve.engine.model.make import make_checkpoint
+from hetserve.engine.model.make import RECIPE_FILE, make_checkpoint
 from hetserve.engine.model.recipes import RECIPES
 from hetserve.errors import UsageError
 from hetserve.spec.model import ModelSpec
@@ -71,6 +71,11 @@ def test_a_folder_is_kept_refused_or_made_whole(tmp_path: Path, monkeypatch: pyt
     for name, seed in (("tiny", 1), ("tiny-mha", 0)):
         with pytest.raises(UsageError):
             make_checkpoint(name, folder, seed)
+    stamp = json.loads((folder / RECIPE_FILE).read_text())
+    (folder / RECIPE_FILE).write_text(json.dumps({**stamp, "format": stamp["format"] - 1}))
+    (folder / "model.safetensors").write_bytes(b"")
+    make_checkpoint("tiny", folder)
+    assert contents(folder) == before  # what an earlier version made is made anew
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "thesis.txt").write_text("precious")
     with pytest.raises(UsageError):

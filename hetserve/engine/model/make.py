@@ -25,12 +25,14 @@ from hetserve.spec.model import ModelSpec
 from hetserve.spec.tensors import tensor_shapes
 
 RECIPE_FILE = "made_by_hetserve.json"
-FORMAT = 1  # raise when the same recipe and seed give other weights than before
+FORMAT = 2  # raise when the same recipe and seed give other weights than before
 Floats = NDArray[np.float32]
 
 
 def make_checkpoint(name: str, folder: str | Path, seed: int = 0, shard_bytes: int | None = None) -> Path:
     """Writes the model `name` (a row of RECIPES) into `folder`; keeps it as it is if the same one lies there already.
+
+    The same model as an earlier FORMAT wrote it is replaced.
 
     Args:
         seed: 0 <= seed < 2**63; the weights are a function of name and seed.
@@ -59,18 +61,25 @@ def make_checkpoint(name: str, folder: str | Path, seed: int = 0, shard_bytes: i
 
 
 def _holds(target: Path, stamp: dict[str, object]) -> bool:
+    """Whether the folder is the model asked for; False if it is free to be written."""
     if not target.exists() or (target.is_dir() and not any(target.iterdir())):
         return False
-    try:
-        found = json.loads((target / RECIPE_FILE).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        found = None
-    if found != stamp:
+    found = _found(target)
+    if not isinstance(found, dict) or {**found, "format": FORMAT} != stamp:
         raise UsageError(f"{target} exists and holds something else than the model asked for.", "Name another folder, or remove that one.")
-    return True
+    return bool(found == stamp)
+
+
+def _found(target: Path) -> object:
+    try:
+        return json.loads((target / RECIPE_FILE).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
 
 
 def _put_in_place(scratch: Path, target: Path, stamp: dict[str, object]) -> None:
+    if _found(target) is not None and not _holds(target, stamp):
+        shutil.rmtree(target)  # an earlier format of the same model
     try:
         os.rename(scratch, target)  # atomic; replaces an empty folder
     except OSError:

@@ -22,7 +22,7 @@ class Recipe:
 
     config: dict[str, Any]  # what config.json will hold
     logits: float = 8.0  # of the logits
-    scores: float = 3.0  # of q.k / sqrt(head_dim): large enough that attention picks tokens instead of averaging them
+    scores: float = 2.0  # of q.k / sqrt(head_dim): large enough that attention picks tokens instead of averaging them
     branch: float = 1.0  # of what each attention and MLP block adds to the residual stream, roughly; an untied embedding is 1.0
     adds_bos: bool = True  # the tokenizer puts <s> in front
 
@@ -83,7 +83,7 @@ RECIPES: dict[str, Recipe] = {
     "tiny-mistral": Recipe(_llama_like("mistral", num_key_value_heads=1, head_dim=128, sliding_window=48)),
     "tiny-qwen2": Recipe(_llama_like("qwen2", tie_word_embeddings=True), branch=5.0, adds_bos=False),
     "tiny-qwen3": Recipe(_llama_like("qwen3", hidden_size=192, head_dim=96, torch_dtype="float32"), adds_bos=False),
-    "tiny-opt": Recipe(_opt(), branch=8.0),
+    "tiny-opt": Recipe(_opt(), scores=3.0, branch=8.0),
     "tiny-opt-post": Recipe(_opt(do_layer_norm_before=False, word_embed_proj_dim=128, activation_function="gelu"), branch=0.7),
     "llama-250m": Recipe(
         _llama_like(
@@ -95,6 +95,7 @@ RECIPES: dict[str, Recipe] = {
             intermediate_size=2816,
             vocab_size=32000,
             max_position_embeddings=16384,
-        )
+        ),
+        branch=0.5,
     ),
 }
