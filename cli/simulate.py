@@ -1,0 +1,140 @@
+"""`hetserve simulate`: runs a plan on a workload with the real controller and simulated devices; metrics named as in `hetserve bench`."""
+
+from __future__ import annotations
+
+import math
+from contextlib import nullcontext
+from importlib import resources
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from hetserve.errors import SpecError, UsageError
+
+from .console import Screen
+from .plan_options import MODEL_OPTION, make_plan, plan_options
+
+if TYPE_CHECKING:
+    from hetserve.metrics import RequestRecord
+    from hetserve.sim.executor import Outcome, SimExecutor
+    from hetserve.spec.plan import Plan
+    from hetserve.trace.datasets import Workload
+
+DATASETS = ["random", "azure-conv", "azure-code", "sharegpt"]
+_file = click.Path(dir_okay=False, path_type=Path)
+
+
+@click.command()
+@click.option("--plan", "plan_file", type=_file, help="A plan file; without it one is made from the flags below.")
+@plan_options
+@MODEL_OPTION
+@click.option("--dataset-name", type=click.Choice(DATASETS), default="random", show_default=True)
+@click.option("--dataset-path", type=_file, help="The dataset's file  [default: the committed length tables]")
+@click.option("--num-prompts", type=click.IntRange(1), default=1000, show_default=True)
+@click.option("--random-input-len", default=1024, show_default=True)
+@click.option("--random-output-len", default=128, show_default=True)
+@click.option("--random-range-ratio", default=0.0, show_default=True)
+@click.option("--request-rate", type=float, default=math.inf, show_default=True, help="Arrivals per second; inf: all at once.")
+@click.option("--burstiness", type=float, default=1.0, show_default=True, help="Gamma shape of the gaps; 1: Poisson, below: burstier.")
+@click.option("--seed", default=0, show_default=True)
+@click.option("--metric-percentiles", default="99", show_default=True, help="Which percentiles, with commas.")
+@click.option("--goodput", multiple=True, help="KEY:MS, of ttft, tpot, e2el: a request within all limits is good.")
+@click.option("--journal", type=_file, help="Record events and commands in this file, for `hetserve replay`.")
+@click.option("--json", "as_json", is_flag=True, help="Print the result as one JSON object.")
+def simulate(plan_file: Path | None, model: Path | None, as_json: bool, **given: Any) -> None:
+    """Run a plan on a workload without the devices."""
+    from hetserve.spec.load import load_plan
+
+    screen = Screen(as_json)
+    if plan_file is not None and model is not None:
+        raise UsageError("A plan file names its model already.", "give --plan or --model, not both")
+    plan = load_plan(plan_file) if plan_file is not None else make_plan(model, given)
+    workload = _workload(plan, given)
+    executor = _run(plan, workload, given["journal"], screen)
+    result = _result(plan, workload, executor, given)
+    screen.json(result)
+    _render(result, screen)
+
+
+def _workload(plan: Plan, given: dict[str, Any]) -> Workload:
+    import numpy as np
+
+    from hetserve.trace import datasets
+    from hetserve.trace.arrivals import Arrivals
+    from hetserve.trace.vocab import Vocabulary
+
+    names = ("num_prompts", "seed", "random_input_len", "random_output_len", "random_range_ratio")
+    tables = Path(str(resources.files("hetserve.workloads") / "lengths"))
+    spec = datasets.DatasetSpec(given["dataset_name"], path=given["dataset_path"], tables_dir=tables, **{name: given[name] for name in names})
+    vocabulary = Vocabulary(np.arange(plan.model.shape.vocab, dtype=np.int64), Path("."))  # only lengths are used
+    return datasets.build(spec, Arrivals(given["request_rate"], given["burstiness"]), vocabulary, plan.limits.max_model_len)
+
+
+def _run(plan: Plan, workload: Workload, journal: Path | None, screen: Screen) -> SimExecutor:
+    from hetserve.control.config import config_from_plan
+    from hetserve.control.controller import Controller
+    from hetserve.control.journal import Journal
+    from hetserve.drive import drive
+    from hetserve.sim.executor import Arrival, SimExecutor
+    from hetserve.systems import system
+
+    config = config_from_plan(plan)
+    lengths = zip(workload.arrivals_s, workload.lengths.input_tokens, workload.lengths.output_tokens, strict=True)
+    arrivals = [Arrival(at_s, prompt, output) for at_s, prompt, output in lengths]
+    executor = SimExecutor(arrivals, [group.cost for group in config.groups], config.max_seqs, config.max_model_len)
+    controller = Controller(config, system(plan.system).policies)
+    try:
+        with journal.open("wb") if journal else nullcontext() as file, screen.progress("simulating", len(arrivals)) as advance:
+            record = Journal(file.write, config) if file else None
+            done = 0
+
+            def observe(event: Any, commands: Any) -> None:
+                nonlocal done
+                if record is not None:
+                    record(event, commands)
+                if executor.ended > done:
+                    advance(executor.ended - done)
+                    done = executor.ended
+
+            drive(controller, executor, observe)
+    except OSError as error:
+        raise SpecError(f"the journal cannot be written to {str(journal)!r}: {error.strerror}") from None
+    return executor
+
+
+def _result(plan: Plan, workload: Workload, executor: SimExecutor, given: dict[str, Any]) -> dict[str, Any]:
+    """One object in the shape of `hetserve bench --json`, every number labelled as simulated."""
+    from hetserve.metrics import parse_goodput, summarise
+
+    from .bench_setup import numbers
+
+    records = [_record(outcome) for choices in executor.outcomes for outcome in choices]
+    percentiles = numbers(given["metric_percentiles"])
+    rate = given["request_rate"] if math.isfinite(given["request_rate"]) else "inf"
+    system = {
+        "kind": "simulated",
+        "model_id": plan.model.shape.name,
+        "num_prompts": len(records),
+        "request_rate": rate,
+        "burstiness": given["burstiness"],
+        **summarise(records, max(executor.now_s, 1e-9), percentiles, parse_goodput(given["goodput"])),
+        "utilisation": {plan.groups[i].stages[0].primary[0]: worker.busy_s / max(executor.now_s, 1e-9) for i, worker in enumerate(executor.workers)},
+    }
+    return {"systems": {plan.system: system}, "inputs": workload.lengths.inputs, "plan": plan.hash, "cluster": plan.cluster.name}
+
+
+def _record(outcome: Outcome) -> RequestRecord:
+    from hetserve.metrics import RequestRecord
+
+    times = tuple(at_s - outcome.at_s for at_s in outcome.token_s)
+    ok = outcome.reason in ("stop", "length")
+    return RequestRecord(ok, outcome.prompt_tokens, len(times), outcome.at_s, 0.0, times, (1,) * len(times), error=outcome.why)
+
+
+def _render(result: dict[str, Any], screen: Screen) -> None:
+    for name, system in result["systems"].items():
+        shown = {key: value for key, value in system.items() if isinstance(value, int | float) and key != "rtfx"}
+        rows = [(key, f"{value:,.3f}" if isinstance(value, float) else f"{value:,}") for key, value in shown.items()]
+        rows += [(f"utilisation of {device}", f"{share:.1%}") for device, share in system["utilisation"].items()]
+        screen.table(f"{system['model_id']}, {result['inputs']['dataset']}, system {name}, SIMULATED", ["metric", name], rows, right=(1,))

@@ -1,0 +1,109 @@
+"""The simulator: an executor whose workers are formulas and whose clock is a number. The same arrivals always give the same run.
+
+Events happen in the order (time, priority, number): at one instant steps end before requests arrive. It knows how long answers are.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+
+import numpy as np
+
+from hetserve.control.messages import Arrived, Command, Event, Finish, Reject, Request, RunStep, StepDone, Tokens, WakeAt, Woke
+from hetserve.cost.roofline import StepCost
+from hetserve.errors import UnsupportedError
+from hetserve.sim.device import END, MORE, SimWorker
+
+STEP_ENDS, ARRIVES, WAKES = range(3)  # priorities
+
+Make = Callable[[float, int], Event]  # (at_s, seq) -> event
+
+
+@dataclass(frozen=True)
+class Arrival:
+    """One request of a simulated workload. Its prompt's tokens do not matter, only how many there are."""
+
+    at_s: float
+    prompt_tokens: int
+    output_tokens: int  # of each choice, at most
+    n: int = 1
+
+
+@dataclass
+class Outcome:
+    """What became of one choice of one request."""
+
+    at_s: float
+    prompt_tokens: int
+    token_s: list[float] = field(default_factory=list)  # when each token was told
+    reason: str = ""  # as in Finish, or "rejected"
+    why: str = ""
+
+
+class SimExecutor:
+    """Drives simulated workers.
+
+    Args:
+        costs: each group's step time.
+        max_seqs: slots of each group.
+        max_tokens: what every request asks for; answers end before it by their stop token.
+    """
+
+    def __init__(self, arrivals: Sequence[Arrival], costs: Sequence[StepCost], max_seqs: int, max_tokens: int) -> None:
+        outputs = {number: arrival.output_tokens for number, arrival in enumerate(arrivals)}
+        self.workers = [SimWorker(max_seqs, cost, outputs) for cost in costs]
+        self.outcomes = [[Outcome(one.at_s, one.prompt_tokens) for _ in range(one.n)] for one in arrivals]
+        self.now_s = 0.0
+        self.events_seen = 0
+        self.ended = 0  # choices that are over
+        self._heap: list[tuple[float, int, int, Make]] = []
+        self._pushed = 0
+        for number, arrival in enumerate(arrivals):
+            self._push(arrival.at_s, ARRIVES, partial(_arrived, number, arrival, max_tokens))
+
+    def events(self) -> Iterator[Event]:
+        """Events in order, until nothing is left to happen."""
+        while self._heap:
+            self.now_s, _, _, make = heapq.heappop(self._heap)
+            event = make(self.now_s, self.events_seen)
+            self.events_seen += 1
+            yield event
+
+    def execute(self, command: Command) -> None:
+        """Carries out one command.
+
+        Raises:
+            UnsupportedError: the command needs what this simulator does not have yet (KV moves).
+        """
+        match command:
+            case RunStep():
+                tokens, done_s, step_s = self.workers[command.group].run(command, self.now_s)
+                step, group = command.step, command.group
+                self._push(done_s, STEP_ENDS, lambda at_s, seq: StepDone(at_s, seq, step, group, tokens, step_s))
+            case Tokens():
+                for request, choice in zip(command.requests, command.choices, strict=True):
+                    self.outcomes[request][choice].token_s.append(self.now_s)
+            case Finish():
+                outcome = self.outcomes[command.request][command.choice]
+                outcome.reason, outcome.why = command.reason, command.why
+                self.ended += 1
+            case Reject():
+                for outcome in self.outcomes[command.request]:
+                    outcome.reason, outcome.why = "rejected", command.why
+                    self.ended += 1
+            case WakeAt():
+                self._push(command.at_s, WAKES, Woke)
+            case _:
+                raise UnsupportedError(f"the simulator cannot carry out {type(command).__name__} yet")
+
+    def _push(self, at_s: float, priority: int, make: Make) -> None:
+        heapq.heappush(self._heap, (at_s, priority, self._pushed, make))
+        self._pushed += 1
+
+
+def _arrived(number: int, arrival: Arrival, max_tokens: int, at_s: float, seq: int) -> Arrived:
+    prompt = np.full(arrival.prompt_tokens, MORE, np.int32)
+    return Arrived(at_s, seq, Request(number, prompt, max_tokens, arrival.n, (END,)))
