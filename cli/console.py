@@ -59,14 +59,16 @@ class Screen:
         if self.as_json:
             return
         pretty = self.out.is_terminal
-        shape = box.ROUNDED if pretty else None
-        table = Table(title=_verbatim(title), caption=_verbatim(caption), box=shape, pad_edge=pretty, title_justify="left", caption_justify="left")
-        table.show_header = any(columns)
+        table = Table(box=box.ROUNDED if pretty else None, pad_edge=pretty, show_header=any(columns))
         for index, name in enumerate(columns):
             table.add_column(Text(name), justify="right" if index in right else "left", overflow="fold")
         for row in rows:
             table.add_row(*(cell if isinstance(cell, Text) else Text(str(cell)) for cell in row))
+        if title:  # on lines of their own: rich would wrap title and caption to the table's width
+            self.say(title, "bold")
         self.out.print(table)
+        if caption:
+            self.say(caption, "dim")
 
     @contextmanager
     def progress(self, label: str, total: float | None = None) -> Iterator[Advance]:
@@ -101,10 +103,6 @@ class Screen:
                 self.note(f"{label}{share} {note} ({now_s - began_s:.0f} s)".replace("  ", " "))
 
         yield advance
-
-
-def _verbatim(text: str) -> Text | None:
-    return Text(text) if text else None
 
 
 def _plain(text: str) -> str:
