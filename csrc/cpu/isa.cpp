@@ -4,29 +4,15 @@
 #include <atomic>
 #include <cstdlib>
 
+#include "cpu/isas.h"
 #include "hetserve/check.h"
 
 namespace hetserve {
 namespace {
 
-const Kernels ref_kernels = {"ref",           ref::attention,  ref::attention_merge, ref::kv_store,
-                             ref::rms_norm, ref::layer_norm, ref::rope,            ref::silu_mul};
-
-struct Isa {
-  const Kernels* kernels;
-  bool (*usable)();
-};
-
-bool always() { return true; }
-
-// Slowest first.
-const Isa isas[] = {
-    {&ref_kernels, always},
-};
-
 const Kernels* best() {
   const Kernels* found = nullptr;
-  for (const Isa& isa : isas) {
+  for (const Isa& isa : isas()) {
     if (isa.usable()) found = isa.kernels;
   }
   return found;
@@ -34,7 +20,7 @@ const Kernels* best() {
 
 const Kernels* named(const std::string& name) {
   std::ostringstream usable;
-  for (const Isa& isa : isas) {
+  for (const Isa& isa : isas()) {
     if (!isa.usable()) continue;
     if (name == isa.kernels->name) return isa.kernels;
     usable << (usable.tellp() > 0 ? ", " : "") << isa.kernels->name;
@@ -61,7 +47,7 @@ void use_isa(const std::string& name) {
 
 std::vector<std::string> usable_isas() {
   std::vector<std::string> names;
-  for (const Isa& isa : isas) {
+  for (const Isa& isa : isas()) {
     if (isa.usable()) names.emplace_back(isa.kernels->name);
   }
   return names;

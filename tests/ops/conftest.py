@@ -1,4 +1,4 @@
-"""Every op test that takes `isa` runs once per instruction set this CPU has; an absent one is skipped by name, so the report says what was not tried."""
+"""Every op test that takes `isa` runs once per instruction set; one this CPU lacks is skipped by name, so the report says what was not tried."""
 
 from __future__ import annotations
 
