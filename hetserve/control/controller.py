@@ -195,8 +195,8 @@ class Controller:
         state.open -= 1
         self._totals[reason] += 1
         news.append(Finish(state.request.id, sequence.choice, reason, tokens, why))
-        if not any(one.slot < 0 and not one.done for one in state.sequences):
-            self.groups[state.group].drop_kept(state.request.id)
+        if not state.waits():
+            self.groups[state.group].prompts.drop(state.request.id)
         if state.open == 0:
             del self.requests[state.request.id]
 
@@ -225,4 +225,4 @@ class Controller:
         for state in self.requests.values():
             assert state.open == sum(not one.done for one in state.sequences) > 0
         for group in self.groups:
-            assert set(group.kept) <= self.requests.keys()
+            assert set(group.prompts.kept) <= self.requests.keys()

@@ -87,7 +87,7 @@ class Former:
         """Finds pages for `needy`; returns those that get some now, earliest arrivals first in line."""
         group, slots = self.group, self.group.slots
         while len(needy) and not group.pools.fit(slots.placement[needy]) and not group.going:
-            if group.drop_one_kept():
+            if group.prompts.drop_one():
                 continue
             running = np.flatnonzero(slots.phase != FREE)
             assert len(running) > 1, "one sequence alone always fits"
@@ -127,7 +127,7 @@ class Former:
         rows = -(-len(sequence.tokens) // size)
         alone = len(group.free_slots) == group.config.max_seqs
         while True:
-            prefix, wait = group.prefix(sequence)
+            prefix, wait = group.prompts.find(sequence)
             if wait:
                 return None
             placement = prefix.placement if prefix else group.policies.heads(group.config.kv_heads, group.pools.free_each())
@@ -136,7 +136,7 @@ class Former:
                 break
             if not alone:
                 return None
-            assert group.drop_one_kept(), "one sequence alone always fits"
+            assert group.prompts.drop_one(), "one sequence alone always fits"
         request = sequence.request.request
         tokens = sequence.tokens
         group.queue.pop()

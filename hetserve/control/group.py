@@ -16,7 +16,8 @@ from hetserve.control.config import ControllerConfig, GroupConfig
 from hetserve.control.messages import NO_INTS, Int32s, StepDone, Tokens
 from hetserve.control.pages import Pools
 from hetserve.control.queue import Queue
-from hetserve.control.states import CLOSED, DECODE, FREE, LEAVING, PREFILL, Prefix, Sequence, Slots
+from hetserve.control.sharing import Prefix, SharedPrompts
+from hetserve.control.states import CLOSED, DECODE, FREE, LEAVING, PREFILL, Sequence, Slots
 from hetserve.policy.row import Policies
 
 Mask = NDArray[np.bool_]
@@ -74,7 +75,7 @@ class Group:
         self.standing = Standing(NO_INTS, (), ())
         self.prefills: list[int] = []  # slots in phase PREFILL, in order of arrival
         self.ends: list[int] = []  # slots given up since the last step sent
-        self.kept: dict[int, Prefix] = {}  # request -> its prompt's pages, for choices that still wait
+        self.prompts = SharedPrompts(self.slots, self.pools)
         self.going = 0  # slots in phase LEAVING or CLOSED: their pages are on their way back
 
     @property
@@ -112,8 +113,8 @@ class Group:
         slots.pages[slot, :, shared:rows] = fresh.T
         slots.room[slot] = rows * size
         self.prefills.append(slot)
-        if prefix is not None and not self._waits(sequence.request.sequences):
-            self.drop_kept(sequence.request.request.id)
+        if prefix is not None and not sequence.request.waits():
+            self.prompts.drop(sequence.request.request.id)
         return slot, slots.pages[slot, :, :rows].T.copy()
 
     def end(self, slot: int) -> None:
@@ -144,7 +145,7 @@ class Group:
         slots = self.slots
         again = slots.phase[slot] == LEAVING
         if not again:
-            self._keep_prefix(slot)
+            self.prompts.keep(slot)
         self.pools.give(slots.held(slot), slots.placement[slot])
         sequence = slots.clear(slot)
         self.going -= 1
@@ -152,60 +153,6 @@ class Group:
         heapq.heappush(self.free_slots, slot)
         if again:
             self.queue.push(sequence)
-
-    # ------------------------------------------------------------------------------------------- shared prompts
-
-    def prefix(self, sequence: Sequence) -> tuple[Prefix | None, bool]:
-        """The computed prompt pages a waiting sequence may share, and whether it should wait because a sibling is computing them."""
-        state = sequence.request
-        slots = self.slots
-        if state.request.n == 1 or state.cached_tokens == 0:
-            return None, False
-        if state.request.id in self.kept:
-            return self.kept[state.request.id], False
-        computing = False
-        for sibling in state.sequences:
-            if sibling.slot < 0:
-                continue
-            if slots.computed[sibling.slot] >= state.cached_tokens:
-                return self._prefix_of(sibling.slot, state.cached_tokens), False
-            computing |= slots.phase[sibling.slot] == PREFILL
-        return None, computing
-
-    def drop_kept(self, request: int) -> None:
-        """Gives back the pages kept for a request's waiting choices, if there are any."""
-        prefix = self.kept.pop(request, None)
-        if prefix is not None:
-            self.pools.give(prefix.pages, prefix.placement)
-
-    def drop_one_kept(self) -> bool:
-        """Gives back the prompt pages kept last; False when none are kept."""
-        if not self.kept:
-            return False
-        self.drop_kept(next(reversed(self.kept)))
-        return True
-
-    def _prefix_of(self, slot: int, cached_tokens: int) -> Prefix:
-        rows = cached_tokens // self.config.page_tokens
-        return Prefix(self.slots.pages[slot, :, :rows].copy(), self.slots.placement[slot].copy())
-
-    def _keep_prefix(self, slot: int) -> None:
-        """Before a finished choice's pages go: keeps the prompt's, if choices wait that could share them with nobody else."""
-        slots = self.slots
-        sequence = slots.sequences[slot]
-        assert sequence is not None
-        state = sequence.request
-        if state.request.n == 1 or state.cached_tokens == 0 or state.request.id in self.kept or not self._waits(state.sequences):
-            return
-        if slots.computed[slot] < state.cached_tokens or any(one.slot >= 0 and one.slot != slot for one in state.sequences):
-            return
-        prefix = self._prefix_of(slot, state.cached_tokens)
-        self.pools.share(prefix.pages, prefix.placement)
-        self.kept[state.request.id] = prefix
-
-    @staticmethod
-    def _waits(sequences: list[Sequence]) -> bool:
-        return any(one.slot < 0 and not one.done for one in sequences)
 
     # ------------------------------------------------------------------------------------------------- results
 
@@ -254,7 +201,7 @@ class Group:
         """A device is gone, and with it all pages and steps in flight. Returns every sequence that is not over, with its known tokens."""
         self.missing[device] = why
         slots = self.slots
-        waiting = self.queue.take_all()
+        waiting, self.queue = self.queue.live(), Queue()
         slots.in_flight[:] = 0
         running = [slots.clear(slot) for slot in np.flatnonzero(slots.phase != FREE).tolist()]
         self.reset()
@@ -281,7 +228,7 @@ class Group:
             assert slots.known[slot] <= slots.target[slot] and slots.computed[slot] <= slots.room[slot] <= slots.pages.shape[2] * size
             assert slots.in_flight[slot] <= len(self.in_flight)
             self._count(references, slots.held(slot), slots.placement[slot])
-        for prefix in self.kept.values():
+        for prefix in self.prompts.kept.values():
             self._count(references, prefix.pages, prefix.placement)
         for pool, counted in zip(self.pools.pools, references, strict=True):
             pool.check(counted)

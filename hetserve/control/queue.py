@@ -40,14 +40,12 @@ class Queue:
         sequence.done = True
         sequence.tokens = NO_INTS
 
-    def take_all(self) -> list[Sequence]:
-        """Empties the queue."""
-        every = [sequence for _, sequence in sorted(self._heap) if not sequence.done]
-        self.__init__()  # type: ignore[misc]
-        return every
+    def live(self) -> list[Sequence]:
+        """Everything that waits, earliest arrival first."""
+        return [sequence for _, sequence in sorted(self._heap) if not sequence.done]
 
     def check(self) -> None:
-        live = [sequence for _, sequence in self._heap if not sequence.done]
+        live = self.live()
         assert self.waiting == len(live) and self.tokens == sum(len(sequence.tokens) for sequence in live)
         assert all(sequence.slot < 0 for sequence in live)
 

@@ -46,13 +46,9 @@ class RequestState:
     sequences: list[Sequence] = field(default_factory=list)
     open: int = 0  # choices not done
 
-
-@dataclass(frozen=True)
-class Prefix:
-    """Computed full pages of a request's prompt that another choice may share."""
-
-    pages: Int32s  # [kv_heads, rows]
-    placement: Int32s  # [kv_heads]
+    def waits(self) -> bool:
+        """Whether a choice is waiting for a slot."""
+        return any(one.slot < 0 and not one.done for one in self.sequences)
 
 
 class Slots:
@@ -96,7 +92,7 @@ class Slots:
         self.computed[slot] = self.room[slot] = 0
         self.prompt[slot] = len(request.prompt)
         self.target[slot] = state.target
-        self.stop_from[slot] = len(request.prompt) + request.min_tokens
+        self.stop_from[slot] = min(NO_TARGET, len(request.prompt) + request.min_tokens)
         self.order[slot] = sequence.order
         self.request[slot], self.choice[slot] = request.id, sequence.choice
         self._set_stops(slot, request.stop_token_ids)

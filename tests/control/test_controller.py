@@ -90,6 +90,13 @@ def test_stop_tokens_count_from_min_tokens_on() -> None:
         assert answer.count >= least
 
 
+def test_absurd_numbers_do_no_harm() -> None:
+    world = World(config())
+    world.arrive(3, 10**30, min_tokens=10**30, stop_token_ids=(0, 2**31 - 1))
+    world.run_out()
+    assert (world.answers[0, 0].reason, world.answers[0, 0].count) == ("length", 61)
+
+
 def test_a_stop_string_reported_late_gives_the_earlier_length() -> None:
     world = World(config())
     world.arrive(3, 30)

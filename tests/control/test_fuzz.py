@@ -122,7 +122,7 @@ def test_the_fuzz_reaches_the_rare_paths() -> None:
     for seed in range(20):
         world = World(config(pages=2 * 14, max_step_tokens=16, max_seqs=3))
         group = world.controller.groups[0]
-        drop = group.drop_one_kept
+        drop = group.prompts.drop_one
 
         def count_drop(drop=drop) -> bool:
             nonlocal dropped
@@ -130,11 +130,11 @@ def test_the_fuzz_reaches_the_rare_paths() -> None:
             dropped += done
             return done
 
-        group.drop_one_kept = count_drop
+        group.prompts.drop_one = count_drop
         life = Life(world, seed, QUIET)
         for _ in range(150):
             getattr(life, life.random.choice(("arrive", "complete", "complete", "complete")))()
-            kept += bool(group.kept)
+            kept += bool(group.prompts.kept)
         world.run_out()
         preemptions += world.controller.counts()["preemptions_total"]
         most = max(most, world.most_in_flight)
