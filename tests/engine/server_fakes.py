@@ -236,7 +236,7 @@ def serving(
     try:
         yield Running(url, port, engine, service, server, loops[0], thread)
     finally:
-        server.handle_exit(2, None)
-        server.handle_exit(2, None)
+        for _ in range(2 if thread.is_alive() else 0):
+            server.handle_exit(2, None)
         thread.join(10)
         assert not thread.is_alive()

@@ -83,7 +83,8 @@ def undecodable(error: Exception, body: bytes) -> ApiError:
 def _wrong_type(said: str) -> ApiError:
     """`Expected `int`, got `str` - at `$.stop[2]`` as a sentence, with the field as `param`."""
     what, _, path = said.partition(" - at `$")
+    what = what[0].lower() + what[1:]
     field = path.rstrip("`").lstrip(".")
     if not field or field.startswith("[...]"):
         return bad(f"The request body is wrong: {what}.", code="wrong_type")
-    return bad(f"'{field}' is wrong: {what[0].lower()}{what[1:]}.", re.split(r"[.\[]", field)[0], "wrong_type")
+    return bad(f"'{field}' is wrong: {what}.", re.split(r"[.\[]", field)[0], "wrong_type")

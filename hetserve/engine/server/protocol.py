@@ -60,7 +60,8 @@ class Connection(HttpToolsProtocol):
         self._pipes: deque[Pipe] = deque()  # of requests not answered yet, oldest first
         self._deadline: asyncio.TimerHandle | None = None
         self._head_bytes = 0
-        self._in_head = True
+        self._in_head = False
+        self._completed = False  # a request, by the data being parsed
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
@@ -76,9 +77,9 @@ class Connection(HttpToolsProtocol):
             self._pipes.popleft().lose()
 
     def data_received(self, data: bytes) -> None:
-        was_in_head = self._in_head
+        self._completed = False
         super().data_received(data)
-        if was_in_head and self._in_head:
+        if self._in_head and not self._completed:
             self._head_bytes += len(data)
             if self._head_bytes > self.limits.head_bytes:
                 self._refuse(ApiError(431, f"The request's headers are longer than {self.limits.head_bytes} bytes.", code="headers_too_large"))
@@ -97,7 +98,7 @@ class Connection(HttpToolsProtocol):
 
     def on_message_complete(self) -> None:
         super().on_message_complete()
-        self._in_head, self._head_bytes = True, 0
+        self._completed = True
         self._wait_at_most(None)
 
     def on_response_complete(self) -> None:

@@ -75,7 +75,7 @@ def allow_connections(wanted: int) -> int:
 
 
 def event_loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
-    """uvloop's loop, which writes to sockets at about half the cost; asyncio's own (None) where it is not installed."""
+    """uvloop's loop, which spends less on sockets; asyncio's own (None) where it is not installed."""
     try:
         import uvloop
     except ImportError:
