@@ -5,6 +5,7 @@ It changes nothing. Exit code 5 when hetserve cannot run here, after saying why.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -20,14 +21,15 @@ ON_CPUS = "not used: this version computes on CPUs"
 
 
 @click.command()
+@click.option("--cluster", default="cpu", show_default=True, help="A file in workloads/clusters, by name or path: what it would use.")
 @click.option("--quick", is_flag=True, help="Do not measure the memory's read bandwidth (a few seconds).")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
-def doctor(quick: bool, as_json: bool) -> None:
+def doctor(cluster: str, quick: bool, as_json: bool) -> None:
     """What this machine has (cores, instruction sets, memory, GPUs, torch, vLLM), and what hetserve will use of it."""
     from .console import Screen
 
     screen = Screen(as_json)
-    facts = examine(screen, quick)
+    facts = examine(screen, cluster, quick)
     screen.json(facts)
     screen.table("this machine", ["", "has", "use"], rows(facts))
     for fault in facts["missing"]:
@@ -36,15 +38,19 @@ def doctor(quick: bool, as_json: bool) -> None:
         raise ResourceError("hetserve cannot run a model on this machine yet.", hint=facts["missing"][0]["type"])
 
 
-def examine(screen: Screen, quick: bool) -> dict[str, Any]:
+def examine(screen: Screen, cluster: str, quick: bool) -> dict[str, Any]:
     """Everything doctor reports, ready for JSON. Sizes in bytes, bandwidths in bytes per second."""
+    from dataclasses import asdict
+
     from hetserve import machine
+    from hetserve.spec.load import load_cluster
 
     with screen.progress("looking around"):
         torch = _torch()
         kernels, fault = _kernels()
         facts: dict[str, Any] = {
             "machine": machine.describe(),
+            "cluster": asdict(load_cluster(cluster)),
             "torch": torch,
             "kernels": kernels,
             "kernels_fault": fault,
@@ -73,9 +79,9 @@ def rows(facts: dict[str, Any]) -> list[tuple[str, str, str]]:
     quota = f", limited to {here['cpu_quota']:g} cores' time" if here["cpu_quota"] else ""
     return [
         ("CPU", here["cpu"], ""),
-        ("cores", f"{here['cores']} of {here['cores_total']}{quota}", "one worker on all of them (--cluster cpu)"),
+        ("cores", f"{here['cores']} of {here['cores_total']}{quota}", _cores_use(facts["cluster"])),
         ("instruction sets", " ".join(here["isa"]) or "none we have fast kernels for", _kernel_use(kernels)),
-        ("memory", f"{_gib(here['memory_bytes'])}, {_gib(here['memory_free_bytes'])} free", "weights and KV cache"),
+        ("memory", f"{_gib(here['memory_bytes'])}, {_gib(here['memory_free_bytes'])} free", _memory_use(facts["cluster"])),
         ("caches", caches or "unknown", ""),
         ("read bandwidth", _bandwidth(facts["read_bytes_per_s"]), "what bounds decode attention"),
         ("GPUs", _gpu_names(here["gpus"]) or "none", ON_CPUS if here["gpus"] else ""),
@@ -83,6 +89,23 @@ def rows(facts: dict[str, Any]) -> list[tuple[str, str, str]]:
         ("Python, torch", f"{here['python']}, {torch['version'] if torch else 'no torch'}", "matrix multiplications" if torch else "needed"),
         ("vLLM", _baseline(vllm), "bench --baseline vllm" if vllm else "nothing to compare with"),
     ]
+
+
+def _cores_use(cluster: dict[str, Any]) -> str:
+    workers = "; ".join(f"{device['name']} on {_listed(device['cores'])}" for device in cluster["devices"])
+    return f"cluster {cluster['name']}: {workers}; control on {_listed(cluster['control_cores'])}"
+
+
+def _memory_use(cluster: dict[str, Any]) -> str:
+    budgets = "; ".join(f"{device['name']} {_gib(device['memory_bytes'])}" for device in cluster["devices"])
+    return f"weights and KV cache: {budgets}"
+
+
+def _listed(cores: Sequence[int]) -> str:
+    """Core numbers, briefly: 0-3,8."""
+    ends = [core for core in cores if core + 1 not in cores]
+    starts = [core for core in cores if core - 1 not in cores]
+    return ",".join(str(first) if first == last else f"{first}-{last}" for first, last in zip(starts, ends, strict=True))
 
 
 def _kernel_use(kernels: dict[str, Any] | None) -> str:

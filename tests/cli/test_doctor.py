@@ -15,6 +15,11 @@ FACTS = {
         **{"memory_bytes": 16 * 2**30, "memory_free_bytes": 8 * 2**30, "caches": {"l1d": 32768, "l3": 2**25}},
         "gpus": [{"name": "NVIDIA P100", "memory_bytes": 16 * 2**30}],
     },
+    "cluster": {
+        "name": "mine",
+        "control_cores": (7,),
+        "devices": ({"name": "fast", "cores": (0, 1, 2, 5), "memory_bytes": 2**33}, {"name": "slow", "cores": (6,), "memory_bytes": 2**30}),
+    },
     "torch": {"version": "2.11.0"},
     "kernels": {"isa": "avx512", "isas": ["ref", "avx2", "avx512"]},
     "kernels_fault": "",
@@ -44,9 +49,15 @@ def test_an_impossible_instruction_set_is_named_as_the_fault(run) -> None:
     assert done.returncode == 5 and "Traceback" not in done.stderr
 
 
+def test_an_unknown_cluster_is_named(run) -> None:
+    done = run("doctor", "--quick", "--cluster", "cpus")
+    assert done.returncode == 3 and "'cpus'" in done.stderr and "'cpu'" in done.stderr
+
+
 def test_the_table_says_what_is_used() -> None:
     table = {name: (has, use) for name, has, use in doctor.rows(FACTS)}
-    assert table["cores"][0] == "4 of 8, limited to 2 cores' time"
+    assert table["cores"] == ("4 of 8, limited to 2 cores' time", "cluster mine: fast on 0-2,5; slow on 6; control on 7")
+    assert table["memory"] == ("16.0 GiB, 8.0 GiB free", "weights and KV cache: fast 8.0 GiB; slow 1.0 GiB")
     assert table["instruction sets"][1] == "kernels run avx512; HETSERVE_ISA can force ref, avx2"
     assert table["read bandwidth"][0] == "10.0 GB/s one core, 35.3 GB/s all"
     assert table["GPUs"] == ("NVIDIA P100 (16.0 GiB)", "not used: this version computes on CPUs")
