@@ -21,6 +21,7 @@ FIRST_OUTPUT_TOKENS = 32
 LATER_REQUESTS = 4
 LATER_PROMPT_TOKENS = 256
 LATER_OUTPUT_TOKENS = 16
+DYING_S = 2.0  # after failed requests: how long a crashing server may take to be gone
 
 
 class System(Protocol):
@@ -32,7 +33,7 @@ class System(Protocol):
 
     def freeze(self) -> None: ...
     def thaw(self) -> None: ...
-    def require_alive(self) -> None: ...
+    def require_alive(self, grace_s: float = 0.0) -> None: ...
     def cpu_s(self) -> float | None: ...
 
 
@@ -50,7 +51,7 @@ class Remote:
     def thaw(self) -> None:
         """Nothing, likewise."""
 
-    def require_alive(self) -> None:
+    def require_alive(self, grace_s: float = 0.0) -> None:
         """Nothing: a dead server shows in its requests."""
 
     def cpu_s(self) -> float | None:
@@ -128,8 +129,7 @@ def warm_up(system: System, load: Load, stage: Stage, first: bool) -> None:
         few = requests[:: -(-len(requests) // LATER_REQUESTS)]
         sent = tuple(Request(one.prompt[:LATER_PROMPT_TOKENS], min(one.output_tokens, LATER_OUTPUT_TOKENS)) for one in few)
     run = _send(load.job(system, sent), load, stage, f"warming up {system.name}")
-    system.require_alive()
-    require_usable(system.name, run)
+    _require_sound(system, run)
 
 
 def measure(system: System, load: Load, pair: int, stage: Stage, label: str) -> Measured:
@@ -138,11 +138,16 @@ def measure(system: System, load: Load, pair: int, stage: Stage, label: str) -> 
     before_s = system.cpu_s()
     run = _send(job, load, stage, label)
     after_s = system.cpu_s()
-    system.require_alive()
-    require_usable(system.name, run)
+    _require_sound(system, run)
     used_s = None if before_s is None or after_s is None else after_s - before_s
     found = summary(job, run, load.percentiles, load.goodput_ms, load.open_loop)
     return Measured(system.name, pair, job, run, found | {"server_cpu_s": used_s})
+
+
+def _require_sound(system: System, run: Run) -> None:
+    """Raises if the server died, or completed nothing."""
+    system.require_alive(0.0 if all(record.ok for record in run.records) else DYING_S)
+    require_usable(system.name, run)
 
 
 def _send(job: Job, load: Load, stage: Stage, label: str) -> Run:

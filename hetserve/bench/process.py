@@ -25,7 +25,8 @@ from hetserve.errors import HetserveError, ResourceError
 POLL_S = 0.25
 ASK_S = 5.0  # how long a ready server may take to answer /health
 DRAIN_S = 20.0
-STOP_S = 30.0  # for a clean stop; then the tree is killed
+STOP_S = 30.0  # for a clean stop of the server
+CHILDREN_S = 2.0  # for what is left of its tree, after each further signal
 TAIL_LINES = 25
 BUSY = re.compile(r"^vllm:num_requests_(?:running|waiting)(?:\{[^}]*\})?\s+([0-9.e+]+)", re.MULTILINE)
 
@@ -95,9 +96,10 @@ class Server:
             tick()
             time.sleep(POLL_S)
 
-    def require_alive(self) -> None:
-        """Raises the launch's error if the server has ended."""
-        if self._process.poll() is not None:
+    def require_alive(self, grace_s: float = 0.0) -> None:
+        """Raises the launch's error if the server has ended, or ends within `grace_s` (its requests fail a moment before it is gone)."""
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._process.wait(grace_s)
             raise self._failure(f"ended with exit code {self._process.returncode} while it was measured")
 
     def freeze(self) -> None:
@@ -133,18 +135,18 @@ class Server:
         return list(found.values())
 
     def stop(self) -> None:
-        """SIGINT to the server, then, if that does not end the tree, SIGTERM and SIGKILL to what is left of it."""
+        """SIGINT to the server, and, to whatever of its tree that does not end, SIGTERM and at last SIGKILL."""
         members = self.tree()
         if self.frozen:
             self.thaw()
-        for attempt, limit_s in ((signal.SIGINT, STOP_S), (signal.SIGTERM, 5.0), (signal.SIGKILL, 5.0)):
-            targets = members[:1] if attempt is signal.SIGINT else members
-            self._signal_all(attempt, targets)
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                self._process.wait(limit_s)
-            members = [process for process in psutil.wait_procs(members, timeout=limit_s)[1] if process.is_running()]
-            if not members:
-                break
+        self._signal_all(signal.SIGINT, members[:1])
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._process.wait(STOP_S)
+        for attempt in (signal.SIGTERM, signal.SIGKILL):
+            members = _outliving(members, CHILDREN_S)
+            self._signal_all(attempt, members)
+        _outliving(members, CHILDREN_S)
+        self._process.wait()
 
     def log_tail(self) -> str:
         """The end of what the server printed."""
@@ -158,6 +160,22 @@ class Server:
         for process in processes:
             with contextlib.suppress(psutil.Error):
                 process.send_signal(which)
+
+
+def _outliving(processes: list[psutil.Process], limit_s: float) -> list[psutil.Process]:
+    """Those that still run after `limit_s`, or as soon as none does. A zombie does not: its parent, which may never look, is all it waits for."""
+    end_s = time.monotonic() + limit_s
+    while True:
+        alive = [process for process in processes if _runs(process)]
+        if not alive or time.monotonic() > end_s:
+            return alive
+        time.sleep(POLL_S / 10)
+
+
+def _runs(process: psutil.Process) -> bool:
+    with contextlib.suppress(psutil.Error):
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    return False
 
 
 def get(url: str, path: str) -> tuple[int, str]:
