@@ -1,7 +1,7 @@
 """Forms a group's next step: decoding sequences first, then prefill chunks, then new sequences, as far as budget, slots and pages go.
 
-When pages run out, sequences give way: pages already on their way back are waited for, then kept prompts go, then the policy's victim is
-preempted. The earliest arrival is never the victim while others run, so somebody always finishes.
+When pages run out, sequences give way: pages already on their way back are waited for, then kept prompts go, then the policy's victim among
+those that hold pages where they are short is preempted. The earliest arrival is never the victim while others run, so somebody always finishes.
 """
 
 from __future__ import annotations
@@ -66,13 +66,11 @@ class Former:
     def _grow(self, ready: Mask, grants: Grants) -> bool:
         """Grants a row of pages to each ready sequence that has filled its own, and takes out of `ready` those that must wait for one.
 
-        Returns: whether there were enough pages; if not, nobody new is let in.
+        Returns: whether there were enough pages. If not, nobody new may start: it could take what somebody earlier waits for, for ever.
         """
         group, slots = self.group, self.group.slots
         needy = np.flatnonzero(ready & (slots.computed == slots.room)).astype(np.int32)
-        if not len(needy):
-            return True
-        calm = group.pools.fit(slots.placement[needy])
+        calm = not len(needy) or group.pools.fit(slots.placement[needy])
         if not calm:
             needy = self._make_room(needy, ready)
         if len(needy):
@@ -89,9 +87,10 @@ class Former:
         while len(needy) and not group.pools.fit(slots.placement[needy]) and not group.going:
             if group.prompts.drop_one():
                 continue
-            running = np.flatnonzero(slots.phase != FREE)
-            assert len(running) > 1, "one sequence alone always fits"
-            victim = int(running[group.policies.evict(slots.order[running])])
+            short = group.pools.short(slots.placement[needy])
+            holders = np.flatnonzero((slots.phase != FREE) & short[slots.placement].any(1))
+            assert len(holders) > 1, "one sequence alone always fits"
+            victim = int(holders[group.policies.evict(slots.order[holders])])
             group.preempt(victim)
             ready[victim] = False
             needy = needy[needy != victim]

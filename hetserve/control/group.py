@@ -17,7 +17,7 @@ from hetserve.control.messages import NO_INTS, Int32s, StepDone, Tokens
 from hetserve.control.pages import Pools
 from hetserve.control.queue import Queue
 from hetserve.control.sharing import Prefix, SharedPrompts
-from hetserve.control.states import CLOSED, DECODE, FREE, LEAVING, PREFILL, Sequence, Slots
+from hetserve.control.states import CLOSED, DECODE, FREE, LEAVING, NO_TARGET, PREFILL, Sequence, Slots
 from hetserve.policy.row import Policies
 
 Mask = NDArray[np.bool_]
@@ -221,6 +221,7 @@ class Group:
             assert (sequence is None) == (slots.phase[slot] == FREE) == (slot in self.free_slots)
             if sequence is None:
                 assert slots.in_flight[slot] == 0 and slots.room[slot] == 0
+                assert slots.target[slot] == NO_TARGET and not (slots.stops[:, slot] == slots.last[slot]).any()  # `_endings` looks at all slots
                 continue
             assert sequence.slot == slot and sequence.done == (slots.phase[slot] == CLOSED)
             sampling = slots.issued[slot] - slots.known[slot]

@@ -7,6 +7,7 @@ tokens. Its placement says which device, and so which pool, holds each head.
 from __future__ import annotations
 
 import numpy as np
+from numpy.typing import NDArray
 
 from hetserve.control.messages import Int32s
 
@@ -72,6 +73,10 @@ class Pools:
             return rows * placement.size <= pool.free - int(spare * pool.pages)
         needed = rows * np.bincount(placement.ravel(), minlength=len(self.pools))
         return all(need == 0 or need <= pool.free - int(spare * pool.pages) for need, pool in zip(needed.tolist(), self.pools, strict=True))
+
+    def short(self, placement: Int32s) -> NDArray[np.bool_]:
+        """[devices] whose pools do not hold one more row for every sequence in `placement`."""
+        return np.bincount(placement.ravel(), minlength=len(self.pools)) > self.free_each()
 
     def take(self, placement: Int32s) -> Int32s:
         """One page for every entry of `placement`; the same shape."""

@@ -71,13 +71,17 @@ def test_first_come_first_served() -> None:
 
 
 def test_the_watermark_is_kept_free_unless_nothing_runs() -> None:
-    world = World(config(pages=2 * 10, watermark=0.3))
-    world.arrive(16, 2)
-    world.arrive(16, 2)  # 8 of 12 free pages: would leave 4, less than 6
-    assert world.controller.counts()["waiting"] == 1
-    world.run_out()
-    world.arrive(39, 1)
-    assert world.controller.counts()["waiting"] == 0
+    """The first takes 10 of 20 pages; with the second's 8 there would be 2 left."""
+    for watermark, waiting in ((0.0, 0), (0.1, 0), (0.15, 1)):
+        world = World(config(pages=2 * 10, watermark=watermark))
+        world.arrive(16, 4)
+        world.complete()
+        world.arrive(16, 4)
+        world.complete()
+        assert world.controller.counts()["waiting"] == waiting
+        world.run_out()
+        world.arrive(39, 1)
+        assert world.controller.counts()["waiting"] == 0
 
 
 def test_stop_tokens_count_from_min_tokens_on() -> None:
@@ -212,3 +216,50 @@ def test_policies_are_asked_with_numbers_only() -> None:
     world.run_out()
     assert len(seen) > 10 and all(isinstance(number, int | np.ndarray) for number in seen)
     assert not any(isinstance(number, Request) for number in seen)
+
+
+def placed(*placements: list[int]) -> Policies:
+    """UNIFORM, but the n-th time a placement is asked for it is the n-th of these, and from then on the last."""
+    left = list(placements)
+    return replace(UNIFORM, heads=lambda kv_heads, free: np.array(left.pop(0) if len(left) > 1 else left[0], np.int32))
+
+
+def test_the_victim_holds_pages_where_they_are_short() -> None:
+    """Three pages a device. r0 and r1 fill device 0, r2 is the latest and lies on device 1: r1 gives way, r2 runs on."""
+    world = World(config(heads=1, pages=3, devices=2, depth=1, max_model_len=12), policies=placed([0], [0], [1], [0]))
+    world.arrive(7, 5)
+    world.arrive(3, 9)
+    world.arrive(3, 9)
+    world.complete()
+    world.complete()
+    slots = world.controller.groups[0].slots
+    assert world.controller.counts()["preemptions_total"] == 1
+    assert sorted(slots.request[slots.phase > 0].tolist()) == [0, 2]
+    world.run_out()
+    world.expect_answers()
+
+
+def test_nobody_new_takes_a_page_that_a_running_sequence_waits_for() -> None:
+    """r0 needs a page for each of its two heads on device 0, where one is free; r1 has given way but is still in flight. r2 would be content
+    with that one page."""
+    world = World(config(heads=2, pages=5, devices=2, max_model_len=8), policies=placed([0, 0], [0, 0], [0, 1], [1, 1]))
+    world.arrive(1, 7)
+    world.arrive(3, 2)
+    world.complete()
+    world.complete()
+    world.arrive(2, 2)
+    assert world.complete()[1:] == []
+    assert world.controller.groups[0].going == 1 and world.controller.groups[0].pools.free_each().tolist() == [1, 5]
+    assert 2 in started(world.complete())
+    world.run_out()
+    world.expect_answers()
+
+
+def test_nobody_starts_before_a_step_has_a_token_for_them() -> None:
+    """Pages are not held for a prompt whose turn is steps away."""
+    world = World(config(max_step_tokens=8, depth=1))
+    for _ in range(3):
+        world.arrive(12, 2)
+    assert world.controller.counts()["running"] == 1
+    world.complete()
+    assert world.controller.counts()["running"] == 2
