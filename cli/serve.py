@@ -76,6 +76,8 @@ def serve(model: str, **given: Any) -> int:
 
     screen = Screen(given["as_json"])
     folder = Path(model)
+    if not all(given["api_key"]):
+        raise UsageError("--api-key is empty", "leave it out to serve everybody")
     bound = run.bind(given["host"], given["port"])  # before anything slow: a port in use is said at once
     spec = load_model(folder)
     plan = _plan(spec, given)
@@ -95,25 +97,30 @@ async def _serve(screen: Screen, folder: Path, plan: Plan, bound: Any, limits: L
     from hetserve.engine.tokenizer import load_tokenizer
 
     engine = Engine(plan, folder, given["journal"])
-    tokenizer = load_tokenizer(folder)
-    app, service = create_app(engine, tokenizer, limits, names, given["api_key"])
-    url = run.url_of(bound)
-
-    def ready() -> None:
-        most = engine.max_model_len
-        screen.say(f"{names[0]} is served on {url} ({plan.model.dtype}, up to {most:,} tokens, cluster {plan.cluster.name})")
-        screen.json({"url": url, "model": names[0], "pid": os.getpid(), "dtype": plan.model.dtype, "max_model_len": most, "plan": plan.hash})
-        screen.out.file.flush()
-
     screen.note(f"loading {folder} ...")
+    loading = asyncio.get_running_loop().run_in_executor(None, load_tokenizer, folder)  # beside the workers, which load the weights
+    tokenizer = None
     try:
-        await run.serve(engine, app, service, bound, ready)
+        await run.start(engine)
+        try:
+            tokenizer = await loading
+            app, service = create_app(engine, tokenizer, limits, names, given["api_key"])
+            await run.serve(app, service, bound, lambda: _say_ready(screen, plan, run.url_of(bound), names[0]))
+        finally:
+            await run.close(engine)
         return 0
     except asyncio.CancelledError:
         return STOPPED_EARLY
     finally:
         if tokenizer is not None:
             tokenizer.close()
+
+
+def _say_ready(screen: Screen, plan: Plan, url: str, name: str) -> None:
+    most, dtype = plan.limits.max_model_len, plan.model.dtype
+    screen.say(f"{name} is served on {url} ({dtype}, up to {most:,} tokens, cluster {plan.cluster.name})")
+    screen.json({"url": url, "model": name, "pid": os.getpid(), "dtype": dtype, "max_model_len": most, "plan": plan.hash})
+    screen.out.file.flush()
 
 
 def _plan(spec: ModelSpec, given: dict[str, Any]) -> Plan:

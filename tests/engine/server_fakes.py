@@ -212,7 +212,10 @@ class Running:
 
 @contextmanager
 def serving(
-    engine: FakeEngine | None = None, limits: Limits | None = None, api_keys: Sequence[str] = (), tokenizer: FakeTokenizer | None = FakeTokenizer()  # noqa: B008
+    engine: FakeEngine | None = None,
+    limits: Limits | None = None,
+    api_keys: Sequence[str] = (),
+    tokenizer: FakeTokenizer | None = FakeTokenizer(),  # noqa: B008
 ) -> Iterator[Running]:
     """A server on a free port of 127.0.0.1, in a thread of its own; stopped at once on the way out."""
     engine = engine or FakeEngine()

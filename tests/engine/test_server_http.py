@@ -11,6 +11,8 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 from server_fakes import EOS, FakeEngine, FakeTokenizer, Running, serving
 
+from hetserve.errors import ModelError
+
 
 def end_after(*tokens: int):
     """A script: these tokens, then the end of text."""
@@ -93,7 +95,9 @@ def test_a_chat_without_max_tokens_may_fill_the_model(http, server):
     assert len(prompt) + max_tokens == server.engine.max_model_len
 
 
-@pytest.mark.parametrize("fields", [{}, {"n": 3}, {"logprobs": 2}, {"stop": ["e", "zz"]}, {"return_token_ids": True}, {"prompt": ["ab", "cd"], "n": 2}])
+@pytest.mark.parametrize(
+    "fields", [{}, {"n": 3}, {"logprobs": 2}, {"stop": ["e", "zz"]}, {"return_token_ids": True}, {"prompt": ["ab", "cd"], "n": 2}]
+)
 def test_streamed_and_whole_answers_say_the_same(http, fields):
     body = {"prompt": "hello", "max_tokens": 7, **fields}
     whole = http.post("/v1/completions", json=body).json()
@@ -105,11 +109,11 @@ def test_streamed_and_whole_answers_say_the_same(http, fields):
         assert (mine[-1]["finish_reason"], mine[-1]["stop_reason"]) == (choice["finish_reason"], choice["stop_reason"])
         assert all(chunk["finish_reason"] is None for chunk in mine[:-1])
         if "return_token_ids" in fields:
-            assert sum((chunk["token_ids"] for chunk in mine), []) == choice["token_ids"]
+            assert [token for chunk in mine for token in chunk["token_ids"]] == choice["token_ids"]
             assert mine[0]["prompt_token_ids"] == choice["prompt_token_ids"] and "prompt_token_ids" not in mine[1]
         if "logprobs" in fields:
             for key, values in choice["logprobs"].items():
-                assert sum((chunk["logprobs"][key] for chunk in mine), []) == values
+                assert [value for chunk in mine for value in chunk["logprobs"][key]] == values
 
 
 def test_several_prompts_and_choices_are_numbered_as_openai_does(http):
@@ -216,6 +220,16 @@ def test_a_model_without_a_tokenizer_takes_and_gives_token_ids():
 def test_a_template_that_refuses_is_the_clients_error(http):
     answer = http.post("/v1/chat/completions", json={"messages": [{"role": "pirate", "content": "x"}]})
     assert answer.status_code == 400 and "no such role" in answer.json()["error"]["message"]
+
+
+def test_a_template_that_fails_is_not_the_clients_error():
+    class Broken(FakeTokenizer):
+        def render_chat(self, messages):
+            raise ModelError("The model's chat template took longer than 2 s.")
+
+    with serving(tokenizer=Broken()) as server:
+        answer = httpx.post(f"{server.url}/v1/chat/completions", json={"messages": [{"role": "user", "content": "x"}]})
+    assert answer.status_code == 500 and "took longer" in answer.json()["error"]["message"]
 
 
 def test_metrics_parse_and_count(server, http):

@@ -1,4 +1,7 @@
-"""Clients that leave, never read, send too much, too slowly, or nonsense; keys; overload; an engine that fails. Each gets a clear answer or is cut, and nobody else notices."""
+"""Clients that leave, never read, send too much, too slowly, or nonsense; keys; overload; an engine that fails; stopping.
+
+Each gets a clear answer or is cut, and nobody else notices.
+"""
 
 from __future__ import annotations
 
@@ -278,7 +281,13 @@ def test_a_finished_answer_that_nobody_takes_is_dropped():
 
 def test_only_holders_of_a_key_are_served():
     with serving(api_keys=["secret", "other"]) as server:
-        for headers in ({}, {"authorization": "Bearer wrong"}, {"authorization": "secret"}, {"authorization": "Bearer"}, {"authorization": "Basic secret"}):
+        for headers in (
+            {},
+            {"authorization": "Bearer wrong"},
+            {"authorization": "secret"},
+            {"authorization": "Bearer"},
+            {"authorization": "Basic secret"},
+        ):
             for path in ("/v1/completions", "/v1/chat/completions", "/tokenize"):
                 answer = post(server, SHORT, path, headers=headers)
                 assert answer.status_code == 401 and error_of(answer)["code"] == "invalid_api_key"

@@ -1,6 +1,8 @@
-"""Stop strings: however the text is cut into pieces, the result is that of the whole text, and nothing is given out that would have to be taken back."""
+"""Stop strings: however the text is cut into pieces, the result is the whole text's, and nothing given out would have to be taken back."""
 
 from __future__ import annotations
+
+from itertools import pairwise
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -30,7 +32,7 @@ def expected(text: str, stops: list[str], include: bool) -> tuple[str, str | Non
 
 def cut(text: str, cuts: list[int]) -> list[str]:
     places = sorted({0, len(text), *(place % (len(text) + 1) for place in cuts)})
-    return [text[a:b] for a, b in zip(places, places[1:], strict=False)]
+    return [text[a:b] for a, b in pairwise(places)]
 
 
 @given(SMALL, STOPS, st.lists(st.integers(0, 1000), max_size=12), st.booleans())

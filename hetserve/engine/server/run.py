@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import logging
 import resource
 import signal
 import socket
@@ -18,11 +19,14 @@ from hetserve.engine.server.app import Service
 from hetserve.engine.server.protocol import connection_class
 from hetserve.errors import ResourceError, UsageError
 
+log = logging.getLogger(__name__)
+
 BACKLOG = 2048
 SEND_BYTES = 128 << 10  # the kernel's buffer for one connection; without this it grows to megabytes for a client that never reads
 CLOSE_S = 15.0  # for the engine to stop, once nothing runs
 SPARE_FILES = 64  # descriptors that are not connections
 STOPPING = "the server is stopping"
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 def bind(host: str, port: int) -> socket.socket:
@@ -33,9 +37,10 @@ def bind(host: str, port: int) -> socket.socket:
         UsageError: there is no such host.
     """
     try:
-        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
     except (OSError, UnicodeError):
         raise UsageError(f"there is no network address called {host!r}", "--host 127.0.0.1 serves this machine alone") from None
+    family, kind, protocol, _, address = min(found, key=lambda one: one[0] != socket.AF_INET)  # `localhost` is 127.0.0.1 to most clients
     bound = socket.socket(family, kind, protocol)
     bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     bound.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BYTES)
@@ -133,18 +138,28 @@ class HttpServer(uvicorn.Server):
             connection.transport.abort()
 
 
-async def serve(engine: EngineApi, app: Starlette, service: Service, bound: socket.socket, ready: Callable[[], None] = lambda: None) -> None:
-    """Starts the engine, serves until SIGINT or SIGTERM, drains, stops the engine.
+async def start(engine: EngineApi) -> None:
+    """Starts the engine. From here until `serve`, SIGINT and SIGTERM cancel the calling task.
 
     Raises:
         HetserveError: the engine did not start.
-        ResourceError: somebody else has taken the port meanwhile.
-        CancelledError: a signal came before the engine was ready.
+        CancelledError: a signal came.
     """
-    starting = asyncio.ensure_future(engine.start())
-    for sig in (signal.SIGINT, signal.SIGTERM):
-        asyncio.get_running_loop().add_signal_handler(sig, starting.cancel)  # afterwards uvicorn's handlers count, and this does nothing
-    await starting
+    task = asyncio.current_task()
+    assert task is not None
+    for sig in STOP_SIGNALS:
+        asyncio.get_running_loop().add_signal_handler(sig, task.cancel)
+    await engine.start()
+
+
+async def serve(app: Starlette, service: Service, bound: socket.socket, ready: Callable[[], None] = lambda: None) -> None:
+    """Serves until SIGINT or SIGTERM, then drains.
+
+    Raises:
+        ResourceError: somebody else has taken the port meanwhile.
+    """
+    for sig in STOP_SIGNALS:
+        asyncio.get_running_loop().remove_signal_handler(sig)  # uvicorn's count now
     host, port = bound.getsockname()[:2]
     try:
         await HttpServer(app, service, ready).serve([bound])
@@ -152,4 +167,12 @@ async def serve(engine: EngineApi, app: Starlette, service: Service, bound: sock
         raise _cannot_bind(host, port, error) from None
     finally:
         service.close()
-        await asyncio.wait_for(engine.close(drain=False), CLOSE_S)
+
+
+async def close(engine: EngineApi) -> None:
+    """Stops the engine; one that does not stop is left behind after a while."""
+    try:
+        async with asyncio.timeout(CLOSE_S):
+            await engine.close(drain=False)
+    except TimeoutError:
+        log.warning("the engine did not stop within %.0f s", CLOSE_S)

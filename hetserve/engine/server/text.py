@@ -7,7 +7,8 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Protocol, TypeVar
 
-from hetserve.engine.server.errors import ApiError, bad, unsupported
+from hetserve.engine.server.errors import SERVER, ApiError, bad, unsupported
+from hetserve.errors import HetserveError, UsageError
 
 INLINE_CHARS = 1000  # shorter texts are encoded at once (a fraction of a millisecond): a hand-over to a thread costs as much
 ENCODERS = 2
@@ -107,11 +108,9 @@ class Text:
         return self._tokenizer
 
     async def _in_thread(self, work: Callable[[], T]) -> T:
-        from hetserve.errors import HetserveError
-
         try:
             return await asyncio.get_running_loop().run_in_executor(self._threads, work)
+        except UsageError as error:  # the model has no chat template, or it refuses this conversation
+            raise bad(" ".join(filter(None, (error.message, error.hint))), "messages") from None
         except HetserveError as error:
-            raise bad(f"{error.message}." if not error.message.endswith(".") else error.message, "messages") from None
-        except ApiError:
-            raise
+            raise ApiError(500, " ".join(filter(None, (error.message, error.hint))), "messages", "chat_template_failed", SERVER) from None
