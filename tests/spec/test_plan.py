@@ -15,6 +15,7 @@ from hetserve.spec.cluster import Cluster, Device
 from hetserve.spec.load import load_plan, save_plan
 from hetserve.spec.model import ModelSpec
 from hetserve.spec.plan import Plan, decode_plan, encode_plan, plan_schema
+from hetserve.spec.workload import Workload
 from hetserve.systems import SYSTEMS, system
 
 MODEL = ModelSpec.from_hf(
@@ -211,3 +212,11 @@ def test_unknown_systems() -> None:
     with pytest.raises(HetserveError) as caught:
         system("unifrom")
     assert "did you mean 'uniform'" in caught.value.hint
+
+
+def test_a_workload_is_positive() -> None:
+    plan = system("uniform").planner(CLUSTER, MODEL, Workload(1000.0, 200.0, 3.0), Options())
+    assert plan == make()
+    for wrong in ((0.0, 1.0), (1.0, -1.0), (1.0, 1.0, 0.0), (float("nan"), 1.0)):
+        with pytest.raises(SpecError):
+            Workload(*wrong)
