@@ -11,7 +11,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any
 
-from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
 from hetserve.engine.server.errors import SERVER, ApiError, bad
 from hetserve.engine.server.limits import Limits
@@ -57,7 +57,7 @@ class Connection(HttpToolsProtocol):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self._pipes: deque[Pipe] = deque()  # of requests not answered yet, oldest first
+        self._unanswered: deque[tuple[Pipe, RequestResponseCycle]] = deque()  # oldest first; pipelined requests wait their turn
         self._deadline: asyncio.TimerHandle | None = None
         self._head_bytes = 0
         self._in_head = False
@@ -73,8 +73,11 @@ class Connection(HttpToolsProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         super().connection_lost(exc)
         self._wait_at_most(None)
-        while self._pipes:
-            self._pipes.popleft().lose()
+        while self._unanswered:
+            pipe, cycle = self._unanswered.popleft()
+            cycle.disconnected = True  # uvicorn knows this of the newest request only
+            cycle.message_event.set()
+            pipe.lose()
 
     def data_received(self, data: bytes) -> None:
         self._completed = False
@@ -88,13 +91,13 @@ class Connection(HttpToolsProtocol):
         super().on_message_begin()
         self._in_head, self._head_bytes = True, 0
         self._wait_at_most(self.limits.receive_s)
-        pipe = Pipe(self.transport)
-        self._pipes.append(pipe)
-        self.scope[PIPE] = pipe  # type: ignore[literal-required]
 
     def on_headers_complete(self) -> None:
         self._in_head = False
+        pipe = Pipe(self.transport)
+        self.scope[PIPE] = pipe  # type: ignore[literal-required]
         super().on_headers_complete()
+        self._unanswered.append((pipe, self.cycle))
 
     def on_message_complete(self) -> None:
         super().on_message_complete()
@@ -103,8 +106,8 @@ class Connection(HttpToolsProtocol):
 
     def on_response_complete(self) -> None:
         super().on_response_complete()
-        if self._pipes:
-            self._pipes.popleft()
+        if self._unanswered:
+            self._unanswered.popleft()
         if self._deadline is not None and not self.transport.is_closing():
             self._wait_at_most(LINGER_S)  # answered before the request was complete
 

@@ -104,6 +104,7 @@ class HttpServer(uvicorn.Server):
             ws="none",
             lifespan="off",
             log_config=None,
+            log_level="error",  # a line for every bad request would let clients fill the log
             access_log=False,
             proxy_headers=False,
             server_header=False,
