@@ -33,8 +33,8 @@ def confine(config: WorkerConfig) -> None:
     os.environ.update(ISA_CAPS[config.isa] if config.isa else {})
 
 
-def serve_steps(config: WorkerConfig, steps: zmq.Socket, results: zmq.Socket) -> None:
-    """Loads the model, says so, then runs steps in the order they come."""
+def serve_steps(config: WorkerConfig, parent: int, steps: zmq.Socket, results: zmq.Socket) -> None:
+    """Loads the model, says so, then runs steps in the order they come, while process `parent` is still the parent."""
     import torch
 
     from hetserve import _C
@@ -47,7 +47,6 @@ def serve_steps(config: WorkerConfig, steps: zmq.Socket, results: zmq.Socket) ->
         worker = Worker(config, load_model(config.model_folder))
         ready = Ready(_C.info()["isa"], len(config.cores), worker.model.weight_bytes, worker.memory.size_bytes)
         results.send(FROM_WORKER.encode(ready))
-        parent = os.getppid()
         while os.getppid() == parent:
             if not steps.poll(ORPHAN_CHECK_MS):
                 continue
@@ -58,6 +57,7 @@ def serve_steps(config: WorkerConfig, steps: zmq.Socket, results: zmq.Socket) ->
 
 
 def main(steps_url: str, results_url: str) -> int:
+    parent = os.getppid()  # before the model is loaded: whoever started this may be gone by then
     config = msgspec.json.decode(sys.stdin.buffer.read(), type=WorkerConfig)
     confine(config)
     context = zmq.Context()
@@ -67,7 +67,7 @@ def main(steps_url: str, results_url: str) -> int:
     results.setsockopt(zmq.LINGER, 2000)
     steps.setsockopt(zmq.LINGER, 0)
     try:
-        serve_steps(config, steps, results)
+        serve_steps(config, parent, steps, results)
         return 0
     except HetserveError as error:
         results.send(FROM_WORKER.encode(Failed(type(error).__name__, error.message, error.hint)))
