@@ -27,6 +27,7 @@ class KvMemory:
         size_bytes = _C.KvPool.bytes(layers, pages, page_tokens, head_dim, dtype)
         self.storage = torch.empty(size_bytes, dtype=torch.uint8)
         _C.advise_huge(self.storage)
+        self.storage.zero_()  # touched now: a missing page of memory would otherwise be found, and paid for, in the middle of a step
         self.pool = _C.KvPool(self.storage, layers, pages, page_tokens, head_dim, dtype, "packed")
         self.page_tokens = page_tokens
         self.size_bytes = size_bytes
