@@ -19,7 +19,6 @@ Floats = NDArray[np.float32]
 
 GREEDY_BELOW = 1e-5  # temperatures below are greedy, as in vLLM
 FIRST_FLOOR = 1e-3  # filters first look only at tokens at least so likely as the likeliest one, times this
-BLOCK = 256
 
 
 def sample(logits: torch.Tensor, sampling: Sequence[Sampling], choices: Int64s, positions: Int64s) -> tuple[Int64s, tuple[TokenLogprobs | None, ...]]:
@@ -46,14 +45,8 @@ def sample(logits: torch.Tensor, sampling: Sequence[Sampling], choices: Int64s, 
 
 
 def greedy(logits: torch.Tensor) -> Int64s:
-    """The likeliest token of each row, the lowest id of several. In two levels: several times as fast as torch's argmax in bfloat16."""
-    n, vocab = logits.shape
-    block = min(BLOCK, vocab & -vocab)  # a power of two that divides vocab
-    blocks = logits.view(n, vocab // block, block)
-    best = blocks.amax(-1).float().argmax(-1)
-    inner = blocks[torch.arange(n), best].float().argmax(-1)
-    tokens: Int64s = (best * block + inner).numpy()
-    return tokens
+    """The likeliest token of each row, the lowest id of several. numpy's float32 argmax is vectorised; torch's is 5 (float32) to 20 times slower."""
+    return logits.float().numpy().argmax(-1)
 
 
 def uniforms(seeds: NDArray[np.uint64], choices: Int64s, positions: Int64s) -> NDArray[np.float64]:
