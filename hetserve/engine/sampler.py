@@ -19,6 +19,7 @@ Floats = NDArray[np.float32]
 
 GREEDY_BELOW = 1e-5  # temperatures below are greedy, as in vLLM
 FIRST_FLOOR = 1e-3  # filters first look only at tokens at least so likely as the likeliest one, times this
+BLOCK = 256  # tokens summed at a time
 
 
 def sample(logits: torch.Tensor, sampling: Sequence[Sampling], choices: Int64s, positions: Int64s) -> tuple[Int64s, tuple[TokenLogprobs | None, ...]]:
