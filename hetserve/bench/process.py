@@ -25,6 +25,7 @@ from hetserve.errors import HetserveError, ResourceError
 POLL_S = 0.25
 ASK_S = 5.0  # how long a ready server may take to answer /health
 DRAIN_S = 20.0
+FREEZE_S = 5.0  # for the signal to reach every process of a loaded machine
 STOP_S = 30.0  # for a clean stop of the server
 CHILDREN_S = 2.0  # for what is left of its tree, after each further signal
 TAIL_LINES = 25
@@ -103,10 +104,12 @@ class Server:
             raise self._failure(f"ended with exit code {self._process.returncode} while it was measured")
 
     def freeze(self) -> None:
-        """Stops the whole tree (SIGSTOP) once it is idle, so that it takes nothing from the system that runs now."""
+        """Stops the whole tree (SIGSTOP) once it is idle, so that it takes nothing from the system that runs now. Returns when it stands still."""
         drain(self.url)
-        self._signal_all(signal.SIGSTOP, self.tree())
+        members = self.tree()
+        self._signal_all(signal.SIGSTOP, members)
         self.frozen = True
+        _wait_until_none(_moves, members, FREEZE_S)
 
     def thaw(self) -> None:
         """Lets a frozen tree go on, children first."""
@@ -164,17 +167,28 @@ class Server:
 
 def _outliving(processes: list[psutil.Process], limit_s: float) -> list[psutil.Process]:
     """Those that still run after `limit_s`, or as soon as none does. A zombie does not: its parent, which may never look, is all it waits for."""
+    return _wait_until_none(_runs, processes, limit_s)
+
+
+def _wait_until_none(what: Callable[[psutil.Process], bool], processes: list[psutil.Process], limit_s: float) -> list[psutil.Process]:
+    """Those of which `what` still holds after `limit_s`; returns as soon as there are none."""
     end_s = time.monotonic() + limit_s
     while True:
-        alive = [process for process in processes if _runs(process)]
-        if not alive or time.monotonic() > end_s:
-            return alive
+        left = [process for process in processes if what(process)]
+        if not left or time.monotonic() > end_s:
+            return left
         time.sleep(POLL_S / 10)
 
 
 def _runs(process: psutil.Process) -> bool:
     with contextlib.suppress(psutil.Error):
         return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    return False
+
+
+def _moves(process: psutil.Process) -> bool:
+    with contextlib.suppress(psutil.Error):
+        return _runs(process) and process.status() != psutil.STATUS_STOPPED
     return False
 
 
