@@ -1,9 +1,10 @@
 # hetserve from a fresh clone: needs Python 3.11 or newer, g++ and make; everything else goes into a virtual environment.
 #
-#   make bench   this engine beside a real vLLM, on this machine: a table
-#   make test    all tests
-#   make lint    ruff, mypy, clang-format (where it is installed)
-#   make install what these need, and no more
+#   make bench          this engine beside a real vLLM, on this machine: a table
+#   make test           all tests
+#   make lint           ruff, mypy, clang-format (where it is installed)
+#   make kernel-bench   the attention kernels: compared with the reference, then timed beside plain reads of memory
+#   make install        what these need, and no more
 #
 # Overrides: PYTHON=python3.12   VENV=/path/to/venv   ARGS="more arguments"
 #            VENV_FLAGS=--system-site-packages (use the torch this machine already has)   TORCH="what pip shall install instead"
@@ -22,7 +23,7 @@ HETSERVE := $(VENV)/bin/hetserve
 
 export PATH := $(abspath $(VENV))/bin:$(PATH)
 
-.PHONY: install bench test lint
+.PHONY: install bench test lint kernel-bench
 .DELETE_ON_ERROR:
 
 install: $(VENV)/.installed
@@ -40,6 +41,11 @@ lint: $(VENV)/.installed
 	@if command -v clang-format >/dev/null; then \
 	    find csrc -name '*.cpp' -o -name '*.h' | xargs clang-format --dry-run --Werror; \
 	else echo "clang-format is not installed: csrc was not checked"; fi
+
+kernel-bench: $(VENV)/.installed
+	@build=build/cmake-$$($(PY) -c 'import sys; print(sys.implementation.cache_tag)') && \
+	    cmake --build $$build --target hetserve-kernel-bench && \
+	    $$build/hetserve-kernel-bench --commit "$$(git describe --always --dirty 2>/dev/null || echo unknown)" $(ARGS)
 
 $(VENV)/bin/python:
 	@test -n "$(PYTHON)" || { echo "error: Python 3.11 or newer was not found"; echo "hint: make PYTHON=/path/to/python3.11"; exit 1; }
