@@ -283,7 +283,7 @@ def _check(spec: ModelSpec) -> None:
     if spec.q_heads % spec.kv_heads:
         raise ModelError(f"config.json has {spec.q_heads} attention heads, which is not a multiple of its {spec.kv_heads} key-value heads.")
     if spec.head_dim % 8 or spec.head_dim > 512:
-        raise UnsupportedError(f"A head dimension of {spec.head_dim} is not supported.", "supported: multiples of 8 up to 512; 64, 80, 96 and 128 are fast.")
+        raise UnsupportedError(f"A head dimension of {spec.head_dim} is not supported.", "supported: multiples of 8 up to 512 (64 to 128 are fast).")
 
 
 def _short(value: Any) -> str:

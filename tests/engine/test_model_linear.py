@@ -11,8 +11,10 @@ from hetserve.engine.model.linear import Linear, can_pack
 
 @pytest.mark.parametrize("activation", ["none", "relu", "gelu"])
 @pytest.mark.parametrize("with_bias", [False, True])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_products_are_right(dtype: torch.dtype, with_bias: bool, activation: str) -> None:
+@pytest.mark.parametrize(("dtype", "packs"), [(torch.float32, False), (torch.bfloat16, True), (torch.bfloat16, False)])
+def test_products_are_right(monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, packs: bool, with_bias: bool, activation: str) -> None:
+    """Without packing too, as on a CPU whose oneDNN multiplies no bfloat16."""
+    monkeypatch.setattr("hetserve.engine.model.linear.can_pack", lambda dtype: packs and can_pack(dtype))
     generator = torch.Generator().manual_seed(0)
     weight, bias = torch.randn(96, 80, generator=generator).to(dtype), torch.randn(96, generator=generator).to(dtype) if with_bias else None
     linear = Linear(weight, bias, activation)
