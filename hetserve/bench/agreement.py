@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 TIE_FACTOR = 2.0
-MOST_CHECKED = 12
+MOST_CHECKED = 8
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ from hetserve.spec.cluster import Cluster, Device
 
 GIB = 2**30
 VLLM_BLOCK_TOKENS = 128  # vLLM's own default on a CPU
+VLLM_NOISE = (" - leaked", " - ... skipped", "nanobind:")  # what a library of its prints by the hundred when it ends
 
 
 @dataclass(frozen=True)
@@ -86,6 +87,7 @@ def vllm_launch(setup: Setup, install: VllmInstall, extra: str = "") -> Launch:
         "HF_HUB_OFFLINE": "1",
         "VLLM_NO_USAGE_STATS": "1",
         "VLLM_HOST_IP": "127.0.0.1",
+        "PYTHONFAULTHANDLER": "1",  # a crash of a process of its leaves a trace in the log
         "VLLM_CPU_KVCACHE_SPACE": str(math.ceil(setup.kv_bytes / GIB)),
         "VLLM_CPU_OMP_THREADS_BIND": ",".join(map(str, device.cores)),  # its own choice would leave a core idle
         "LD_PRELOAD": ":".join(install.preload()) or None,
@@ -94,7 +96,7 @@ def vllm_launch(setup: Setup, install: VllmInstall, extra: str = "") -> Launch:
     hint = "`hetserve baseline remove vllm` and `hetserve baseline install vllm` make it anew"
     # Its API process stays on the control cores; its worker binds itself to the device's.
     cores, url = setup.cluster.control_cores, f"http://127.0.0.1:{port}"
-    return Launch("vllm", command, environment, cores, url, setup.log_dir / "vllm.log", BaselineError, hint)
+    return Launch("vllm", command, environment, cores, url, setup.log_dir / "vllm.log", BaselineError, hint, VLLM_NOISE)
 
 
 def _vllm_blocks(setup: Setup) -> tuple[str, ...]:

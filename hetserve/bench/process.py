@@ -45,6 +45,7 @@ class Launch:
         log: file for everything it prints.
         error: the error to raise when it does not come up.
         hint: what to try then.
+        noise: lines of the log that begin so say nothing, and are left out where its end is shown.
     """
 
     name: str
@@ -55,6 +56,7 @@ class Launch:
     log: Path
     error: type[HetserveError]
     hint: str = ""
+    noise: tuple[str, ...] = ()
 
 
 class Server:
@@ -153,7 +155,7 @@ class Server:
 
     def log_tail(self) -> str:
         """The end of what the server printed."""
-        lines = self.launch.log.read_text(errors="replace").strip().splitlines()
+        lines = [line for line in self.launch.log.read_text(errors="replace").strip().splitlines() if not line.startswith(self.launch.noise)]
         return "\n".join(lines[-TAIL_LINES:])
 
     def _failure(self, what: str) -> HetserveError:
