@@ -89,7 +89,7 @@ std::unique_ptr<AttentionPlan> make_plan(std::shared_ptr<KvPool> pool, const py:
   plan->q_heads = q_heads_total;
   plan->group = group;
   take_items(*plan, item_view, as_int32(page_ids, "page_ids", 1));
-  plan->split = split(plan->items.data(), static_cast<int64_t>(plan->items.size()), plan->pool->pages.page_tokens, group,
+  plan->split = split(plan->items.data(), static_cast<int64_t>(plan->items.size()), plan->page_ids.data(), plan->pool->pages.page_tokens, group,
                       threads > 0 ? threads : max_threads());
   plan->partials.reset(new float[plan->split.partials * (plan->pool->pages.head_dim + 2)]);
   return plan;
@@ -115,6 +115,7 @@ void attention(AttentionPlan& plan, int64_t layer, const py::object& q, const py
   p.q = from.data;
   p.out = to.data;
   p.page_ids = plan.page_ids.data();
+  p.heads = plan.split.heads.data();
   p.partials = plan.partials.get();
   p.q_stride = from.stride;
   p.out_stride = to.stride;

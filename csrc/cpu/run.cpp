@@ -50,7 +50,10 @@ void run_attention(const AttentionParams& p, const SplitPlan& plan) {
   std::atomic<size_t> next{0};
   parallel(std::min<int>(plan.threads, static_cast<int>(plan.tasks.size())), [&](int) {
     float* scratch = thread_scratch();
-    for (size_t i = next++; i < plan.tasks.size(); i = next++) k.attention(p, plan.tasks[i], scratch);
+    for (size_t i = next++, after; i < plan.tasks.size(); i = after) {
+      after = next++;
+      k.attention(p, plan.tasks[i], after < plan.tasks.size() ? &plan.tasks[after] : nullptr, scratch);
+    }
   });
   if (plan.merges.empty()) return;
   std::atomic<size_t> next_merge{0};

@@ -79,6 +79,9 @@ inline F keep(F x, int64_t begin, int64_t end, float fill) {
   return _mm256_blendv_ps(all(fill), x, _mm256_castsi256_ps(_mm256_andnot_si256(before, inside)));
 }
 
+// Whether a lane of a is greater than b's; a NaN is not.
+inline bool any_greater(F a, F b) { return _mm256_movemask_ps(_mm256_cmp_ps(a, b, _CMP_GT_OQ)) != 0; }
+
 // 2^n for whole n in [-200, 128], infinity at 128; 0 below float's normal range.
 inline F power_of_two(F n) {
   const __m256i biased = _mm256_add_epi32(_mm256_cvtps_epi32(_mm256_max_ps(n, all(-127.0f))), _mm256_set1_epi32(127));

@@ -64,6 +64,9 @@ inline F keep(F x, int64_t begin, int64_t end, float fill) {
   return _mm512_mask_blend_ps(kept, all(fill), x);
 }
 
+// Whether a lane of a is greater than b's; a NaN is not.
+inline bool any_greater(F a, F b) { return _mm512_cmp_ps_mask(a, b, _CMP_GT_OQ) != 0; }
+
 // 2^n for whole n in [-200, 128], infinity at 128; 0 below float's range.
 inline F power_of_two(F n) { return _mm512_scalef_ps(all(1.0f), n); }
 

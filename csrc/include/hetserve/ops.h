@@ -9,9 +9,10 @@
 namespace hetserve {
 
 // One row of the table of instruction sets. Every pointer is set; what an ISA does not do itself is the ref kernel.
+// attention's `next` is the task this thread runs afterwards, or null: a hint about what memory to fetch.
 struct Kernels {
   const char* name;
-  void (*attention)(const AttentionParams&, const AttentionTask&, float* scratch);
+  void (*attention)(const AttentionParams&, const AttentionTask&, const AttentionTask* next, float* scratch);
   void (*attention_merge)(const AttentionParams&, const AttentionMerge&);
   void (*kv_store)(const KvStoreParams&, int64_t begin, int64_t end);
   void (*rms_norm)(const NormParams&, int64_t begin, int64_t end);
@@ -21,10 +22,10 @@ struct Kernels {
 };
 
 // Scratch of one thread for one attention task, in floats; enough for every ISA.
-constexpr int64_t kAttentionScratchFloats = 32 * 1024;
+constexpr int64_t kAttentionScratchFloats = 48 * 1024;
 
 namespace ref {
-void attention(const AttentionParams&, const AttentionTask&, float* scratch);
+void attention(const AttentionParams&, const AttentionTask&, const AttentionTask* next, float* scratch);
 void attention_merge(const AttentionParams&, const AttentionMerge&);
 void kv_store(const KvStoreParams&, int64_t begin, int64_t end);
 void page_copy(const PageCopyParams&, int64_t begin, int64_t end);

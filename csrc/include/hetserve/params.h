@@ -20,23 +20,32 @@ struct AttentionItem {
   int32_t reserved;
 };
 
-// A piece of an item: some of its rows, over some of its tokens. What one thread does at a time.
+// One KV head of a task: its query heads and its page list.
+struct AttentionHead {
+  int32_t head_group;
+  int32_t page_begin;  // token 0 is in page_ids[page_begin]
+};
+
+// What one thread does at a time: some rows of one sequence, over some of its tokens, for one head group or several. Head groups of a sequence
+// share a task because their pages were handed out together and lie side by side: read in turn, they are one long run of memory.
 struct AttentionTask {
   int32_t q_row;
   int32_t n_rows;
-  int32_t head_group;
-  int32_t page_begin;    // of the item's list: token 0 is in page_ids[page_begin]
+  int32_t first_head;  // into heads
+  int32_t n_heads;
   int32_t first_length;  // tokens seen by the first row of this task; row i sees first_length + i
   int32_t token_begin;   // of this piece, a multiple of page_tokens
   int32_t token_end;
-  int32_t partial;  // first partial result of this piece (n_rows * group of them), or -1: the piece is the whole sequence and goes to out
+  int32_t partial;   // first partial result of this piece (n_heads * n_rows * group of them), or -1: the piece is the whole sequence, for out
+  int32_t in_order;  // 1: most of its pages, page by page and head by head, follow one another in memory; a hint
 };
 
-// Partials first, first + stride, ... (parts of them) hold the pieces of one (row, head).
+// Pieces of the same rows and heads: `parts` sets of partials, one after another.
 struct AttentionMerge {
   int32_t q_row;
   int32_t n_rows;
-  int32_t head_group;
+  int32_t first_head;
+  int32_t n_heads;
   int32_t first;
   int32_t parts;
 };
@@ -47,6 +56,7 @@ struct AttentionParams {
   const void* q;            // T [rows, q_heads * head_dim], row stride q_stride
   void* out;                // T, the same shape, row stride out_stride
   const int32_t* page_ids;  // [any]
+  const AttentionHead* heads;  // [any]
   float* partials;          // [partials, head_dim + 2]: sum of exp(s - max) * v, then max, then sum of exp(s - max)
   int64_t q_stride;
   int64_t out_stride;
