@@ -94,6 +94,9 @@ class Pools:
             pool.share(pages[placement == device].ravel())
 
     def give(self, pages: Int32s, placement: Int32s) -> None:
-        """One reference less to pages [kv_heads, rows] placed by [kv_heads]."""
+        """One reference less to pages [kv_heads, rows] placed by [kv_heads].
+
+        Last row first, so that `take` finds them in the order in which they were handed out: rows stay runs of memory, which attention reads faster.
+        """
         for device, pool in enumerate(self.pools):
-            pool.give(pages[placement == device].ravel())
+            pool.give(pages[placement == device].T.ravel()[::-1])

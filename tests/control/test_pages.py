@@ -67,6 +67,15 @@ def test_pages_used_last_are_used_first() -> None:
     assert set(pool.take(3).tolist()) == set(first.tolist())
 
 
+def test_rows_given_back_are_handed_out_again_in_their_order() -> None:
+    """A sequence's pages stay one run of memory from owner to owner."""
+    pools, placement = Pools((40,)), np.zeros((5, 4), np.int32)
+    pools.take(np.zeros((2, 4), np.int32))
+    rows = pools.take(placement)
+    pools.give(np.ascontiguousarray(rows.T), placement[0])
+    assert pools.take(placement).tolist() == rows.tolist()
+
+
 def test_rows_are_taken_from_the_pools_of_their_placement() -> None:
     pools = Pools((4, 6))
     placement = np.array([[0, 1, 1], [1, 1, 0]], np.int32)

@@ -117,7 +117,7 @@ step 3 done: [8, 10]
   tell r1.0 10
 step 4 done: [6]
   step 6:
-    grant slot 1 page 1 = [3]
+    grant slot 1 page 1 = [0]
   tell r1.0 6
 step 5 done: [7]
   tell r1.0 7
@@ -239,13 +239,13 @@ step 1 done: [6, 10]
 step 2 done: [4, 2]
   step 3:
     end slot 1
-    grant slot 0 page 2 = [3]
+    grant slot 0 page 2 = [2]
   tell r0.0 4, r1.0 2
 step 3 done: [8]
   step 4:
     end slot 0
     start r1.0 in slot 0 with 7 tokens
-    grant slot 0 page 0 = [3]
+    grant slot 0 page 0 = [0]
     grant slot 0 page 1 = [1]
     chunk slot 0 takes 7, samples
   tell r0.0 8
