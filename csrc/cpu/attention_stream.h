@@ -13,7 +13,7 @@
 namespace hetserve {
 namespace {
 
-constexpr int kSidePages = kRegisters == 32 ? 4 : 2;  // pages side by side, when they are scattered
+constexpr int kSidePages = kRegisters == 32 ? 8 : 2;  // pages side by side, when they are scattered
 constexpr float kSlack = 30.0f;                       // log2 of how much larger than 1 a weight may be
 constexpr float kNoReference = -1e30f;                // below any score
 constexpr int kStreamRegisters = kRegisters == 32 ? 24 : 12;
