@@ -18,6 +18,7 @@ from hetserve.spec.cluster import Cluster, Device
 
 GIB = 2**30
 VLLM_BLOCK_TOKENS = 128  # vLLM's own default on a CPU
+VLLM_WORKER = "VLLM::Worker"  # what its engine process calls itself
 VLLM_NOISE = (" - leaked", " - ... skipped", "nanobind:")  # what a library of its prints by the hundred when it ends
 
 
@@ -93,10 +94,19 @@ def vllm_launch(setup: Setup, install: VllmInstall, extra: str = "") -> Launch:
         "LD_PRELOAD": ":".join(install.preload()) or None,
         **dict.fromkeys(("PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV", "OMP_NUM_THREADS", "ONEDNN_MAX_CPU_ISA", "HETSERVE_ISA")),
     }
-    hint = "`hetserve baseline remove vllm` and `hetserve baseline install vllm` make it anew"
-    # Its API process stays on the control cores; its worker binds itself to the device's.
-    cores, url = setup.cluster.control_cores, f"http://127.0.0.1:{port}"
-    return Launch("vllm", command, environment, cores, url, setup.log_dir / "vllm.log", BaselineError, hint, VLLM_NOISE)
+    return Launch(
+        name="vllm",
+        command=command,
+        environment=environment,
+        cores=setup.cores,  # all of them: its worker binds itself only to cores that it may use from the start
+        url=f"http://127.0.0.1:{port}",
+        log=setup.log_dir / "vllm.log",
+        error=BaselineError,
+        hint="`hetserve baseline remove vllm` and `hetserve baseline install vllm` make it anew",
+        noise=VLLM_NOISE,
+        control_cores=setup.cluster.control_cores,  # for its API and scheduler processes
+        engine=VLLM_WORKER,
+    )
 
 
 def _vllm_blocks(setup: Setup) -> tuple[str, ...]:

@@ -40,7 +40,9 @@ class Launch:
         name: the system's name in results.
         command: program and arguments.
         environment: set beside what this process has; a value of None removes the name.
-        cores: what the tree may run on at the start; a server may narrow or widen itself.
+        cores: what the tree may run on at the start; a server may narrow that itself.
+        control_cores: where everything but the engine processes is put once the server is up; None when it sees to that itself.
+        engine: what an engine process has in its command line.
         url: where it will listen, without a path.
         log: file for everything it prints.
         error: the error to raise when it does not come up.
@@ -57,6 +59,8 @@ class Launch:
     error: type[HetserveError]
     hint: str = ""
     noise: tuple[str, ...] = ()
+    control_cores: tuple[int, ...] | None = None
+    engine: str = ""
 
 
 class Server:
@@ -98,6 +102,7 @@ class Server:
                 raise self._failure(f"was not ready after {limit_s:.0f} s")
             tick()
             time.sleep(POLL_S)
+        self._pin_control()
 
     def require_alive(self, grace_s: float = 0.0) -> None:
         """Raises the launch's error if the server has ended, or ends within `grace_s` (its requests fail a moment before it is gone)."""
@@ -157,6 +162,16 @@ class Server:
         """The end of what the server printed."""
         lines = [line for line in self.launch.log.read_text(errors="replace").strip().splitlines() if not line.startswith(self.launch.noise)]
         return "\n".join(lines[-TAIL_LINES:])
+
+    def _pin_control(self) -> None:
+        """Puts every thread of every process that is no engine process on the control cores."""
+        if self.launch.control_cores is None:
+            return
+        for process in self.tree():
+            with contextlib.suppress(psutil.Error, ProcessLookupError):
+                if self.launch.engine not in " ".join(process.cmdline()):
+                    for thread in process.threads():
+                        os.sched_setaffinity(thread.id, self.launch.control_cores)
 
     def _failure(self, what: str) -> HetserveError:
         return self.launch.error(f"{self.name} {what}. The end of its log ({self.launch.log}):\n{self.log_tail()}", hint=self.launch.hint)

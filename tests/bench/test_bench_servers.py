@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import itertools
 import json
+import os
 import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -69,6 +71,16 @@ def test_a_server_is_awaited_frozen_thawed_and_stopped_with_its_children(tmp_pat
         server.freeze()
     left = [str(process) for process in members if process.is_running() and process.status() not in (psutil.STATUS_ZOMBIE, psutil.STATUS_DEAD)]
     assert left == []  # frozen as it was
+
+
+@pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="needs two cores")
+def test_all_but_engine_processes_go_to_the_control_cores(tmp_path: Path) -> None:
+    first, second, *_ = sorted(os.sched_getaffinity(0))
+    chosen = replace(launch(tmp_path), cores=(first, second), control_cores=(first,), engine="time.sleep")
+    with Server(chosen) as server:
+        server.wait_ready(30)
+        found = {("sleep" in " ".join(process.cmdline())): process.cpu_affinity() for process in processes(server)}
+    assert found == {True: [first, second], False: [first]}
 
 
 def test_a_server_that_ignores_signals_is_killed_and_so_is_an_orphan(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

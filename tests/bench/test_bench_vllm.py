@@ -40,7 +40,8 @@ def test_both_get_the_same_model_window_dtype_and_memory(tmp_path: Path) -> None
     assert theirs.environment["VLLM_CPU_OMP_THREADS_BIND"] == "1,2"  # the device's cores, every one
     assert theirs.environment["LD_PRELOAD"] == INSTALL.tcmalloc  # no OpenMP found in a folder that does not exist
     assert theirs.command[-3:] == ("--enforce-eager", "--seed", "1")
-    assert ours.cores == (0, 1, 2) and theirs.cores == (0,)  # vLLM's API process on the control cores; its worker binds itself
+    assert ours.cores == theirs.cores == (0, 1, 2)
+    assert theirs.control_cores == (0,) and ours.control_cores is None  # hetserve pins itself, vLLM's API process is pinned from outside
     assert ours.url != theirs.url
 
 
