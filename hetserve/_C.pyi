@@ -11,7 +11,7 @@ Tensor = Any  # a torch.Tensor on the CPU
 Ints = Any  # int32: a torch.Tensor or a numpy array, contiguous
 
 class Info(TypedDict):
-    isa: str  # in use: ref, avx2, avx512, avx512bf16
+    isa: str  # in use: ref, avx2, avx512, avx512bf16, amx
     isas: Sequence[str]  # usable here, slowest first
     cuda: bool
     compiler: str

@@ -19,10 +19,10 @@ struct Tile {
   using Weight = typename Dot::Weight;
   int64_t vectors;
   int64_t dim;
-  Weight* q;                  // [vectors, dim]
-  float* acc;                 // [vectors, dim]
-  float* scores;              // [vectors, block tokens]
-  Weight* weights;            // [vectors, block tokens]
+  Weight* q;                  // [rows, dim], rows = vectors rounded up to Dot::rows; those beyond are zero
+  float* acc;                 // [rows, dim]
+  float* scores;              // [rows, block tokens]
+  Weight* weights;            // [rows, block tokens]
   typename Dot::Kv* tail[2];  // a page of V with its unused tokens zeroed, for the first and the last page of a range
   float max[kBlockVectors];        // of scores * log2(e), so far
   float sum[kBlockVectors];
@@ -171,7 +171,7 @@ void run_blocks(const AttentionParams& p, const AttentionTask& task, Tile<Dot>& 
   const int64_t end = (range.end + kTokens - 1) / kTokens;
   for (int64_t page = range.begin / kTokens; page < end; page += kBlockPages) {
     const Block block = take_block(p, t, ids, range, page, end);
-    score_block(t, block);
+    score_block(t, block);  // of this file, or of the file of Dot
     for (int64_t m = 0; m < t.vectors; ++m) {
       const Range seen = visible(p, task, m / p.group);
       weigh(t.scores + m * kBlockTokens, t.weights + m * kBlockTokens, block.pages * kTokens, {seen.begin - page * kTokens, seen.end - page * kTokens},
@@ -189,17 +189,21 @@ void block_task(const AttentionParams& p, const AttentionTask& task, float* scra
   Tile<Dot> t;
   t.vectors = task.n_rows * p.group;
   t.dim = p.pages.head_dim;
-  t.q = space.take<typename Dot::Weight>(t.vectors * t.dim);
-  t.acc = space.take<float>(t.vectors * t.dim);
-  t.scores = space.take<float>(t.vectors * kBlockTokens);
-  t.weights = space.take<typename Dot::Weight>(t.vectors * kBlockTokens);
+  const int64_t rows = (t.vectors + Dot::rows - 1) / Dot::rows * Dot::rows;
+  t.q = space.take<typename Dot::Weight>(rows * t.dim);
+  t.acc = space.take<float>(rows * t.dim);
+  t.scores = space.take<float>(rows * kBlockTokens);
+  t.weights = space.take<typename Dot::Weight>(rows * kBlockTokens);
   for (auto& tail : t.tail) tail = space.take<typename Dot::Kv>(kTokens * t.dim);
-  std::memset(t.acc, 0, t.vectors * t.dim * sizeof(float));
+  std::memset(t.q, 0, rows * t.dim * sizeof(typename Dot::Weight));
+  std::memset(t.acc, 0, rows * t.dim * sizeof(float));
+  std::memset(t.weights, 0, rows * kBlockTokens * sizeof(typename Dot::Weight));
   for (int64_t i = 0; i < t.vectors; ++i) {
     t.max[i] = -__builtin_inff();
     t.sum[i] = 0;
   }
   take_queries<Dot>(p, task, t.q);
+  [[maybe_unused]] const typename Dot::Session session;
   run_blocks(p, task, t);
   for (int64_t i = 0; i < t.vectors; ++i) give_result<typename Dot::Kv>(p, task, i, t.acc + i * t.dim, t.max[i], t.sum[i]);
 }

@@ -21,6 +21,19 @@ constexpr int kMaxRows = kRegisters == 32 ? 6 : 4;  // query vectors per pass ov
 inline int64_t lesser(int64_t a, int64_t b) { return a < b ? a : b; }
 inline int64_t greater(int64_t a, int64_t b) { return a > b ? a : b; }
 
+// Packed pages of 16 tokens and head dims that are multiples of 16 are ours, anything else is ref's.
+inline bool has_kernel(const AttentionParams& p, const AttentionTask& task) {
+  const Pages& g = p.pages;
+  return g.layout == Layout::packed && g.page_tokens == kTokens && g.head_dim % kTokens == 0 && g.head_dim <= kMaxDim &&
+         task.n_rows * p.group <= kBlockVectors;
+}
+
+// Whether arithmetic limits a task, and not reading its pages.
+inline bool is_block(const AttentionParams& p, const AttentionTask& task) {
+  constexpr int64_t kReadLimited = 8;  // query vectors of a head
+  return task.n_heads == 1 && task.n_rows * p.group > kReadLimited;
+}
+
 struct Range {
   int64_t begin, end;  // tokens, or pages
 };

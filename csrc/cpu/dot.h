@@ -1,6 +1,7 @@
 // How a KV vector is multiplied into float accumulators: one struct per element type and instruction, all of one shape.
 //   Kv: element of a page; Weight: element of the left operand (a row of q, or of softmax weights); pair: elements per 4 bytes of KV.
 //   Operand load(const Kv*): kWidth * pair elements; step(acc, weights, operand): acc[lane] += sum over pair of weight * element.
+//   rows: query vectors are padded to a multiple of it; Session: lives as long as a block task.
 #pragma once
 
 #include "hetserve/dtype.h"
@@ -12,6 +13,8 @@ struct DotFloat {
   using Kv = float;
   using Weight = float;
   static constexpr int64_t pair = 1;
+  static constexpr int64_t rows = 1;
+  struct Session {};
   struct Operand {
     F x;
   };
@@ -28,6 +31,8 @@ struct DotWiden {
   using Kv = bf16;
   using Weight = float;
   static constexpr int64_t pair = 2;
+  static constexpr int64_t rows = 1;
+  struct Session {};
   struct Operand {
     F first, second;
   };
@@ -45,6 +50,8 @@ struct DotPairs {
   using Kv = bf16;
   using Weight = bf16;
   static constexpr int64_t pair = 2;
+  static constexpr int64_t rows = 1;
+  struct Session {};
   struct Operand {
     __m512bh x;
   };

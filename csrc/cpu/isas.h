@@ -10,6 +10,7 @@ namespace hetserve {
 struct Isa {
   const Kernels* kernels;
   bool (*usable)();  // by this CPU and its operating system
+  bool for_tests = false;  // taken only when named
 };
 
 extern const Kernels ref_kernels;
