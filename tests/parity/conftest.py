@@ -4,33 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from functools import cache
-from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
+from parity_cases import PROMPTS, TOKENS, Case, reference_logits
 
 from hetserve.engine.model.make import make_checkpoint
-from hetserve.engine.model.recipes import RECIPES
 from hetserve.spec.model import ModelSpec
-
-FAMILIES = [name for name in RECIPES if name.startswith("tiny")]
-PROMPTS, TOKENS = 2, 150  # long enough for two windows of tiny-mistral and ten pages
-
-
-@dataclass(frozen=True)
-class Case:
-    """One checkpoint and the reference's logits on some random texts."""
-
-    name: str
-    folder: Path
-    spec: ModelSpec
-    theirs: dict[torch.dtype, Any]  # transformers' models, by dtype
-    ids: torch.Tensor  # int64 [PROMPTS, TOKENS]
-    float32: torch.Tensor  # [PROMPTS, TOKENS, vocab], transformers in float32
-    bfloat16: torch.Tensor  # transformers in bfloat16, as float32
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -55,10 +36,3 @@ def case(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Case]:
         return Case(name, folder, spec, theirs, ids, *(reference_logits(theirs[dtype], ids) for dtype in theirs))
 
     return make
-
-
-def reference_logits(model: Any, ids: torch.Tensor) -> torch.Tensor:
-    """float32 [n, tokens, vocab]."""
-    with torch.inference_mode():
-        logits: torch.Tensor = model(ids).logits
-    return logits.float()

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from conftest import FAMILIES, Case, reference_logits
+from parity_cases import FAMILIES, Case, reference_logits
 from parity_paged import Paged
 
 from hetserve.engine.model.decoder import Model

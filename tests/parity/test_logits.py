@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from conftest import FAMILIES, PROMPTS, TOKENS, Case
+from parity_cases import FAMILIES, PROMPTS, TOKENS, Case
 from parity_paged import Paged
 
 from hetserve.engine.model.batch import StepBatch
