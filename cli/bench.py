@@ -9,13 +9,15 @@ import math
 import shutil
 import signal
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from hetserve.errors import BenchError, UsageError
+from hetserve.errors import BenchError, HetserveError, UsageError
 
 from .bench_setup import STANDARD_DATASET, STANDARD_MODEL, STANDARD_PROMPTS, VLLM_PROMPTS, Flags, Job, key_value, numbers, resolve
 from .console import Screen
@@ -115,14 +117,27 @@ def bench(**given: Any) -> None:
 
     flags = Flags(**given)
     screen = Screen(flags.as_json)
-    logs = Path(tempfile.mkdtemp(prefix="hetserve-bench-"))
-    result = _run(flags, screen, logs)
-    shutil.rmtree(logs)  # kept when a server failed: the error names its log
+    with _log_folder() as logs:
+        result = _run(flags, screen, logs)
     render(result, latencies(flags), numbers(flags.metric_percentiles), screen)
     screen.json(result)
     wrong = sum(one.get("wrong", 0) for one in result["agreement"].values())
     if wrong:
         raise BenchError(f"{wrong} outputs are wrong: they differ where the reference sees no tie.", hint="the result's `agreement` has each of them")
+
+
+@contextmanager
+def _log_folder() -> Iterator[Path]:
+    """A folder for the servers' logs, kept only for an error that names one of them."""
+    logs, named = Path(tempfile.mkdtemp(prefix="hetserve-bench-")), False
+    try:
+        yield logs
+    except HetserveError as error:
+        named = str(logs) in error.message
+        raise
+    finally:
+        if not named:
+            shutil.rmtree(logs)
 
 
 def _run(flags: Flags, screen: Screen, logs: Path) -> dict[str, Any]:
@@ -140,7 +155,8 @@ def _run(flags: Flags, screen: Screen, logs: Path) -> dict[str, Any]:
     else:
         measured = session.run_one(job.experiment, job.ours, job.models[job.ours.name], screen.progress)
     systems = {name: _system(flags, job, name, [one for one in measured if one.system == name]) for name in job.models}
-    whole = result.build(systems, agreement, job.experiment.workload.lengths.inputs, machine.describe(), job.command)
+    protocol = session.protocol(job.experiment, job.theirs is not None)
+    whole = result.build(systems, agreement, job.experiment.workload.lengths.inputs, machine.describe(), job.command, protocol)
     _save(whole, flags, screen)
     return whole
 

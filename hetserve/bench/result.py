@@ -45,6 +45,7 @@ def build(
     inputs: Mapping[str, Any],
     machine: Mapping[str, Any],
     command: str,
+    protocol: Mapping[str, Any],
     ours: str = "hetserve",
 ) -> dict[str, Any]:
     """The whole result.
@@ -53,6 +54,7 @@ def build(
         systems: by name, from system_result.
         agreement: by the other system's name; a value may be {"why_none": ...}.
         machine: hetserve.machine.describe().
+        protocol: from session.protocol.
     """
     compared = {
         name: pairs.ratios(*([run for run in one["runs"]] for one in (systems[ours], other)))
@@ -65,6 +67,7 @@ def build(
         "date": datetime.now().astimezone().isoformat(timespec="seconds"),
         "command": command,
         "inputs": dict(inputs),
+        "protocol": dict(protocol),
         "systems": dict(systems),
         "ratios": compared,
         "agreement": dict(agreement),

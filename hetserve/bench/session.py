@@ -9,8 +9,21 @@ from pathlib import Path
 from typing import Any
 
 from hetserve.bench.agreement import MOST_CHECKED, Agreement, Answers, HfReference, agree
-from hetserve.bench.comparison import Load, Measured, Remote, Stage, System, compare, measure, warm_up
-from hetserve.bench.pairs import PAIRS
+from hetserve.bench.comparison import (
+    FIRST_OUTPUT_TOKENS,
+    LATER_OUTPUT_TOKENS,
+    LATER_PROMPT_TOKENS,
+    LATER_REQUESTS,
+    Load,
+    Measured,
+    Remote,
+    Stage,
+    System,
+    compare,
+    measure,
+    warm_up,
+)
+from hetserve.bench.pairs import PAIRS, turns
 from hetserve.bench.process import Launch, Server, get
 from hetserve.errors import BaselineError, BenchError
 from hetserve.trace.datasets import Workload
@@ -59,6 +72,23 @@ class Experiment:
             goodput_ms=self.goodput_ms,
             open_loop=self.open_loop,
         )
+
+
+def protocol(experiment: Experiment, compared: bool) -> dict[str, Any]:
+    """How the runs were made, in words, for the result."""
+    first = f"the whole list with at most {FIRST_OUTPUT_TOKENS} output tokens"
+    later = f"{LATER_REQUESTS} requests of at most {LATER_PROMPT_TOKENS} + {LATER_OUTPUT_TOKENS} tokens"
+    if not compared:
+        return {"runs": 1, "warm_up": first if experiment.warmups else None, "request": experiment.body}
+    return {
+        "pairs": experiment.pairs,
+        "order": "".join("AB"[turn.system] for turn in turns(experiment.pairs)),
+        "warm_up": f"after each switch of systems; a system's first: {first}; later: {later}",
+        "prompts": "drawn anew for each pair, the same for both systems of it; a file's own prompts stay",
+        "other_system": "stopped (SIGSTOP, its whole process tree) once idle",
+        "interval": "between order statistics of the pairs' ratios (sign test), at least 95 %",
+        "request": experiment.body,
+    }
 
 
 def run_one(experiment: Experiment, target: Launch | Remote, model: str, stage: Stage) -> list[Measured]:

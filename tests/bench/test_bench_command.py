@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -126,6 +127,7 @@ def test_both_systems_in_one_json_object(faked: Faked, model: Path) -> None:
     assert got["machine"]["cores"] >= 1 and "commit" in got and "commit" not in got["machine"]
     assert got["inputs"]["dataset"] == "random" and got["inputs"]["dropped"] == 0
     assert got["command"].startswith("hetserve bench --baseline vllm")
+    assert (got["protocol"]["pairs"], got["protocol"]["order"]) == (6, "ABBAABBAABBA")
     saved = list(Path("results/bench").glob("*/*.json"))
     assert len(saved) == 1 and json.loads(saved[0].read_text()) == got
 
@@ -194,6 +196,16 @@ def test_wrong_outputs_are_an_error_after_the_result(faked: Faked, model: Path) 
     got = run("--baseline", "vllm", "--model", str(model), *SMALL, "--pairs", "1")
     assert isinstance(got.exception, BenchError) and "5 outputs are wrong" in got.exception.message and got.exception.exit_code == 10
     assert "5 wrong" in got.stdout and list(Path("results/bench").glob("*/*.json"))
+
+
+def test_logs_are_kept_for_an_error_that_names_them_and_else_removed(faked: Faked, model: Path) -> None:
+    ok("--model", str(model), *SMALL)
+    assert not faked.setups[0].log_dir.exists()
+    faked.faults = {"hetserve": "dies"}
+    caught = error("--model", str(model), *SMALL)
+    assert "exit code" in caught.message and str(faked.setups[1].log_dir) in caught.message
+    assert (faked.setups[1].log_dir / "hetserve.log").exists()
+    shutil.rmtree(faked.setups[1].log_dir)
 
 
 def test_failed_requests_are_counted_and_shown(faked: Faked, model: Path) -> None:
