@@ -78,7 +78,7 @@ def test_arrivals_do_not_wait_for_answers() -> None:
     run = run_against(fake, requests_of(20, gap_s=0.01, output=40))
     assert fake.most_running >= 5  # an answer takes 80 ms, arrivals come every 10 ms: a closed loop would have one at a time
     for index, record in enumerate(run.records):
-        assert record.start_s >= index * 0.01
+        assert record.start_s >= index * 0.01 - 0.001
     assert run.late_s == max(record.queue_s for record in run.records)
 
 
@@ -87,7 +87,7 @@ def test_a_maximum_concurrency_holds_and_its_queue_is_counted() -> None:
     run = run_against(fake, requests_of(12, output=15), max_concurrency=3)
     assert fake.most_running <= 3
     waits = sorted(record.queue_s for record in run.records)
-    assert waits[2] < 0.03 < waits[-1]  # three go at once, the last waits for three rounds of 30 ms
+    assert waits[3] > 0.025 and waits[-1] > 0.08  # three go at once; whoever comes next waits for an answer of 30 ms, the last for three
     assert run.late_s == 0.0  # waiting for its turn is no lateness of the client
     assert all(record.e2el_s < record.queue_s + record.e2el_s for record in run.records[3:])
 
