@@ -68,6 +68,7 @@ class ProcessChannel:
         self.device = config.device
         self._config = config
         self._closing = False
+        self._launching = threading.Lock()  # a signal may close the channel while another thread starts it
 
     def start(self, post: Post) -> Ready:
         """Starts the process and waits until its model is loaded.
@@ -75,20 +76,10 @@ class ProcessChannel:
         Raises:
             ModelError, ResourceError, ...: whatever the worker reported; WorkerError if it died or took longer than START_S.
         """
-        import zmq
-
-        self._folder = tempfile.TemporaryDirectory(prefix="hetserve-")
-        steps_url, results_url = (f"ipc://{self._folder.name}/{name}" for name in ("steps", "results"))
-        self._context = zmq.Context()
-        self._steps, self._results = self._context.socket(zmq.PUSH), self._context.socket(zmq.PULL)
-        self._steps.bind(steps_url)
-        self._results.bind(results_url)
-        self._steps.setsockopt(zmq.LINGER, 0)
-        command = [sys.executable, "-m", "hetserve.engine.process", steps_url, results_url]
-        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True)
-        assert self.process.stdin is not None
-        self.process.stdin.write(msgspec.json.encode(self._config))
-        self.process.stdin.close()
+        with self._launching:
+            if self._closing:
+                raise errors.WorkerError(f"the worker for device {self.device!r} was stopped before it was started")
+            self._launch()
         ready = self._receive_ready()
         self._reader = threading.Thread(target=self._read, args=(post,), name=f"worker {self.device}", daemon=True)
         self._reader.start()
@@ -103,9 +94,12 @@ class ProcessChannel:
 
     def close(self) -> None:
         """Asks the worker to stop, kills it if it does not, and frees the sockets."""
-        if self._closing:
-            return
-        self._closing = True
+        with self._launching:
+            if self._closing:
+                return
+            self._closing = True
+            if not hasattr(self, "process"):
+                return
         if self.process.poll() is None:
             self._steps.send(b"")
             try:
@@ -119,6 +113,23 @@ class ProcessChannel:
         self._results.close()
         self._context.term()
         self._folder.cleanup()
+
+    def _launch(self) -> None:
+        """Binds the sockets and starts the process."""
+        import zmq
+
+        self._folder = tempfile.TemporaryDirectory(prefix="hetserve-")
+        steps_url, results_url = (f"ipc://{self._folder.name}/{name}" for name in ("steps", "results"))
+        self._context = zmq.Context()
+        self._steps, self._results = self._context.socket(zmq.PUSH), self._context.socket(zmq.PULL)
+        self._steps.bind(steps_url)
+        self._results.bind(results_url)
+        self._steps.setsockopt(zmq.LINGER, 0)
+        command = [sys.executable, "-m", "hetserve.engine.process", steps_url, results_url]
+        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True)
+        assert self.process.stdin is not None
+        self.process.stdin.write(msgspec.json.encode(self._config))
+        self.process.stdin.close()
 
     def _receive_ready(self) -> Ready:
         deadline_s = time.monotonic() + START_S
