@@ -41,8 +41,9 @@ struct Unit {
 };
 
 // scores[m, token] = q[m] . k; several chains per score where there are few, so that their latency does not show.
+// Not inlined: one copy serves every kBlocks.
 template <class Dot, int kRows, int kPages, bool kFetch>
-inline void score_unit(const typename Dot::Weight* q, const Unit<kPages>& unit, int64_t dim, F (&scores)[kRows][kPages * kTokenVectors]) {
+__attribute__((noinline)) void score_unit(const typename Dot::Weight* q, const Unit<kPages>& unit, int64_t dim, F (&scores)[kRows][kPages * kTokenVectors]) {
   constexpr int kWide = kPages * kTokenVectors;
   constexpr int kChains = kRows * kWide <= 2 ? 4 : kRows * kWide <= 4 ? 2 : 1;
   F acc[kChains][kRows][kWide];
