@@ -279,6 +279,7 @@ def _experiment(flags: Flags, workload: Workload, arrivals: Arrivals, client_cor
         pairs=flags.pairs,
         warmups=flags.url is None or flags.num_warmups > 0,
         ready_s=flags.ready_check_timeout_sec or READY_S,
+        fresh_prompts=flags.baseline_url is not None,
         most_checked=flags.check,
     )
 

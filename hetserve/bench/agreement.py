@@ -6,7 +6,7 @@ largest |bfloat16 - float32| difference of the reference's logits at that positi
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 TIE_FACTOR = 2.0
-MOST_CHECKED = 8
+MOST_CHECKED = 16
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ class Agreement:
     Attributes:
         compared: answers that both systems gave.
         near_tie, wrong: answers that differ, as the reference judges them. An answer that ends early is wrong.
-        unchecked: answers that differ and were beyond the cap; chosen before any is judged, evenly over context lengths.
+        unchecked: answers that differ and were beyond the cap; who is judged is settled before any is, evenly over context lengths.
         verdicts: those that were judged, by context length.
     """
 
@@ -68,9 +68,9 @@ class Agreement:
 
 
 class Reference(Protocol):
-    """The logits that follow a prefix: ([vocab] float32 model, [vocab] bfloat16 model)."""
+    """The logits that follow the first `lengths[i]` tokens of a text: ([n, vocab] of the float32 model, [n, vocab] of the bfloat16 model)."""
 
-    def logits(self, prefix: Sequence[int]) -> tuple[NDArray[np.float32], NDArray[np.float32]]: ...
+    def logits(self, text: Sequence[int], lengths: Sequence[int]) -> tuple[NDArray[np.float32], NDArray[np.float32]]: ...
 
 
 def divergence(answers: Answers) -> Divergence | None:
@@ -82,9 +82,8 @@ def divergence(answers: Answers) -> Divergence | None:
     return None
 
 
-def judge(one: Divergence, reference: Reference) -> Verdict:
-    """The near-tie rule on one divergence."""
-    exact, rounded = reference.logits(one.prefix)
+def judge(one: Divergence, exact: NDArray[np.float32], rounded: NDArray[np.float32]) -> Verdict:
+    """The near-tie rule on one divergence, by the float32 and bfloat16 logits [vocab] after its prefix."""
     inside = max(one.ours, one.theirs) < len(exact)
     gap = abs(float(exact[one.ours]) - float(exact[one.theirs])) if inside else float("inf")
     bound = TIE_FACTOR * float(np.abs(rounded - exact).max())
@@ -101,20 +100,20 @@ def agree(
 
     Args:
         open_reference: called once, and only if an answer differs.
-        most_checked: how many different divergences are put to the reference; the rest is reported as unchecked. 0: all.
-        judged: told how many of how many have been judged.
+        most_checked: how many texts are put to the reference (see `texts`); what parts elsewhere is reported as unchecked. 0: all.
+        judged: told how many of how many texts have been.
     """
     both = [one for one in pairs if one.ours is not None and one.theirs is not None]
     differing = [one for one in both if one.ours != one.theirs]
     found = [divergence(one) for one in differing]
     short = found.count(None)
-    distinct = sorted({one for one in found if one is not None}, key=lambda one: (len(one.prefix), one.prefix, one.ours, one.theirs))
-    chosen = spread(distinct, most_checked or len(distinct))
+    chosen = spread(texts({one for one in found if one is not None}), most_checked)
     reference = open_reference() if chosen else None
     verdicts: dict[Divergence, Verdict] = {}
-    for done, one in enumerate(chosen, 1):
+    for done, text in enumerate(chosen, 1):
         assert reference is not None
-        verdicts[one] = judge(one, reference)
+        exact, rounded = reference.logits(text[-1].prefix, [len(one.prefix) for one in text])
+        verdicts |= {one: judge(one, exact[index], rounded[index]) for index, one in enumerate(text)}
         judged(done, len(chosen))
     known = [verdicts[one].near_tie for one in found if one in verdicts]
     return Agreement(
@@ -123,13 +122,25 @@ def agree(
         near_tie=known.count(True),
         wrong=known.count(False) + short,
         unchecked=len(found) - short - len(known),
-        verdicts=tuple(verdicts[one] for one in chosen),
+        verdicts=tuple(verdicts.values()),
     )
 
 
-def spread(ordered: Sequence[Divergence], most: int) -> list[Divergence]:
-    """At most `most` of them, evenly spaced in the given order: the middle one of each of `most` equal parts."""
-    if len(ordered) <= most:
+def texts(divergences: Collection[Divergence]) -> list[list[Divergence]]:
+    """The divergences that lie on one text, shortest prefix first, so that one forward pass serves them all; texts by length."""
+    found: list[list[Divergence]] = []
+    for one in sorted(divergences, key=lambda one: (-len(one.prefix), one.prefix, one.ours, one.theirs)):
+        on = next((text for text in found if text[0].prefix[: len(one.prefix)] == one.prefix), None)
+        if on is None:
+            found.append([one])
+        else:
+            on.append(one)
+    return [text[::-1] for text in found[::-1]]
+
+
+def spread(ordered: Sequence[list[Divergence]], most: int) -> list[list[Divergence]]:
+    """At most `most` of them (0: all), evenly spaced in the given order: the middle one of each of `most` equal parts."""
+    if not most or len(ordered) <= most:
         return list(ordered)
     return [ordered[(2 * part + 1) * len(ordered) // (2 * most)] for part in range(most)]
 
@@ -150,9 +161,9 @@ class HfReference:
             for dtype in (torch.float32, torch.bfloat16)
         ]
 
-    def logits(self, prefix: Sequence[int]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """Logits of the token after `prefix`, [vocab] each, as float32."""
-        ids = self._torch.tensor([list(prefix)])
+    def logits(self, text: Sequence[int], lengths: Sequence[int]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """Logits of the token after each of the prefixes of `text`, [len(lengths), vocab], as float32."""
+        ids, rows = self._torch.tensor([list(text)]), self._torch.tensor([length - 1 for length in lengths])
         with self._torch.inference_mode():
-            exact, rounded = (model(ids, use_cache=False, logits_to_keep=1).logits[0, -1].float().numpy() for model in self._models)
+            exact, rounded = (model(ids, use_cache=False, logits_to_keep=rows).logits[0].float().numpy() for model in self._models)
         return exact, rounded

@@ -63,7 +63,8 @@ class Load:
     """What is sent in each run.
 
     Attributes:
-        requests: the request list of a draw, the same for both systems: draw 0 for warm-ups, pair number + 1 for a pair.
+        requests: the request list of a draw, the same for both systems: draw 0 for warm-ups, 1 for every pair,
+            or, with fresh_prompts, pair number + 1.
         body: each request's further fields, without the model's name.
         models: the model's name at each system, by system name.
         client_cores: where the load generator runs.
@@ -80,6 +81,7 @@ class Load:
     percentiles: Sequence[float] = (99.0,)
     goodput_ms: dict[str, float] = field(default_factory=dict)
     open_loop: bool = False
+    fresh_prompts: bool = False
 
     def job(self, system: System, requests: tuple[Request, ...]) -> Job:
         body = {"model": self.models[system.name], **self.body}
@@ -134,7 +136,7 @@ def warm_up(system: System, load: Load, stage: Stage, first: bool) -> None:
 
 def measure(system: System, load: Load, pair: int, stage: Stage, label: str) -> Measured:
     """One measured run."""
-    job = load.job(system, load.requests(pair + 1))
+    job = load.job(system, load.requests(pair + 1 if load.fresh_prompts else 1))
     before_s = system.cpu_s()
     run = _send(job, load, stage, label)
     after_s = system.cpu_s()

@@ -80,7 +80,7 @@ def vllm_launch(setup: Setup, install: VllmInstall, extra: str = "") -> Launch:
     command = (
         *(str(install.executable), "serve", str(setup.model), "--host", "127.0.0.1", "--port", str(port)),
         *("--served-model-name", setup.served_name, "--dtype", setup.dtype, "--max-model-len", str(setup.max_model_len)),
-        "--no-enable-prefix-caching",  # prompts are drawn anew, so it could find nothing and would only cost
+        "--no-enable-prefix-caching",  # every pair sends the same prompts, which must be computed each time
         *_vllm_blocks(setup),
         *shlex.split(extra),
     )

@@ -39,6 +39,7 @@ class Experiment:
         body: each request's fields beside model, prompt and max_tokens.
         client_cores: where the load generator runs.
         ready_s: how long a server may take to come up.
+        fresh_prompts: draw other prompt tokens for each pair, because a server that was not started here may remember them.
         most_checked: see agreement.agree.
         cores: how many threads the reference may use.
     """
@@ -55,6 +56,7 @@ class Experiment:
     open_loop: bool = False
     pairs: int = PAIRS
     warmups: bool = True
+    fresh_prompts: bool = False
     ready_s: float = READY_S
     most_checked: int = MOST_CHECKED
 
@@ -71,6 +73,7 @@ class Experiment:
             percentiles=self.percentiles,
             goodput_ms=self.goodput_ms,
             open_loop=self.open_loop,
+            fresh_prompts=self.fresh_prompts,
         )
 
 
@@ -84,7 +87,7 @@ def protocol(experiment: Experiment, compared: bool) -> dict[str, Any]:
         "pairs": experiment.pairs,
         "order": "".join("AB"[turn.system] for turn in turns(experiment.pairs)),
         "warm_up": f"after each switch of systems; a system's first: {first}; later: {later}",
-        "prompts": "drawn anew for each pair, the same for both systems of it; a file's own prompts stay",
+        "prompts": "drawn anew for each pair" if experiment.fresh_prompts else "the same in every pair; prefix caching is off",
         "other_system": "stopped (SIGSTOP, its whole process tree) once idle",
         "interval": "between order statistics of the pairs' ratios (sign test), at least 95 %",
         "request": experiment.body,

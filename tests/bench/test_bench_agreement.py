@@ -10,29 +10,29 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from hetserve.bench.agreement import Agreement, Answers, Divergence, HfReference, agree, judge, spread
+from hetserve.bench.agreement import Agreement, Answers, Divergence, HfReference, agree, judge, spread, texts
 
 Floats = NDArray[np.float32]
 
 
 class Given:
-    """A reference with fixed logits; notes the prefixes it was asked about."""
+    """A reference with the same logits everywhere; notes the prefixes it was asked about."""
 
     def __init__(self, exact: Sequence[float], rounded: Sequence[float]) -> None:
         self.exact, self.rounded = np.array(exact, np.float32), np.array(rounded, np.float32)
         self.asked: list[tuple[int, ...]] = []
 
-    def logits(self, prefix: Sequence[int]) -> tuple[Floats, Floats]:
-        self.asked.append(tuple(prefix))
-        return self.exact, self.rounded
+    def logits(self, text: Sequence[int], lengths: Sequence[int]) -> tuple[Floats, Floats]:
+        self.asked += [tuple(text[:length]) for length in lengths]
+        return np.tile(self.exact, (len(lengths), 1)), np.tile(self.rounded, (len(lengths), 1))
 
 
 def test_the_rule_by_hand() -> None:
-    reference = Given([5.0, 4.0, 3.0, 0.0], [5.25, 3.5, 3.0, 0.0])  # largest difference 0.5, so a gap up to 1.0 is a tie
-    assert judge(Divergence((1,), 0, 1), reference).near_tie
-    verdict = judge(Divergence((1,), 0, 2), reference)
+    exact, rounded = np.array([5.0, 4.0, 3.0, 0.0]), np.array([5.25, 3.5, 3.0, 0.0])  # largest difference 0.5: a gap up to 1.0 is a tie
+    assert judge(Divergence((1,), 0, 1), exact, rounded).near_tie
+    verdict = judge(Divergence((1,), 0, 2), exact, rounded)
     assert not verdict.near_tie and (verdict.gap, verdict.bound) == (2.0, 1.0)
-    assert not judge(Divergence((1,), 0, 99), reference).near_tie  # a token outside the vocabulary is no tie with anything
+    assert not judge(Divergence((1,), 0, 99), exact, rounded).near_tie  # a token outside the vocabulary is no tie with anything
 
 
 def test_every_answer_is_counted_once() -> None:
@@ -46,7 +46,7 @@ def test_every_answer_is_counted_once() -> None:
     ]
     got = agree(pairs, lambda: reference)
     assert (got.compared, got.identical, got.near_tie, got.wrong, got.unchecked) == (4, 1, 1, 2, 0)
-    assert reference.asked == [(8, 0), (9, 0)]
+    assert sorted(reference.asked) == [(8, 0), (9, 0)]
 
 
 def test_nothing_differs_and_no_reference_is_loaded() -> None:
@@ -59,7 +59,7 @@ def test_nothing_differs_and_no_reference_is_loaded() -> None:
 
 def test_the_cap_is_stated_and_spreads_over_context_lengths() -> None:
     reference = Given([1.0, 1.0], [1.5, 1.0])
-    pairs = [Answers(tuple(range(length)), (0,), (1,)) for length in range(1, 101)]
+    pairs = [Answers((1000 + length, *range(1, length)), (0,), (1,)) for length in range(1, 101)]
     got = agree(pairs[::-1], lambda: reference, most_checked=4)
     assert (got.near_tie, got.unchecked, got.compared) == (4, 96, 100)
     assert [len(prefix) for prefix in reference.asked] == [13, 38, 63, 88]
@@ -73,11 +73,19 @@ def test_equal_divergences_are_judged_once_and_counted_each() -> None:
     assert got.wrong == 5 and len(reference.asked) == len(got.verdicts) == 1
 
 
+def test_divergences_on_one_text_share_a_pass() -> None:
+    long, short, other = Divergence((1, 2, 3, 4), 5, 6), Divergence((1, 2), 7, 8), Divergence((1, 2, 9), 5, 6)
+    twin = Divergence((1, 2), 3, 9)
+    assert texts([long, short, other, twin]) == [[other], [twin, short, long]] or texts([long, short, other, twin]) == [[other], [short, twin, long]]
+    assert texts([]) == []
+
+
 def test_spread_keeps_order_and_number() -> None:
-    rows = [Divergence((index,), 0, 1) for index in range(17)]
+    rows = [[Divergence((index,), 0, 1)] for index in range(17)]
     for most in range(1, 20):
         chosen = spread(rows, most)
-        assert len(chosen) == min(most, 17) and chosen == sorted(chosen, key=lambda one: one.prefix)
+        assert len(chosen) == min(most, 17) and chosen == sorted(chosen, key=lambda text: text[0].prefix)
+    assert spread(rows, 0) == rows
 
 
 # ------------------------------------------------------------------------------------------------ on a checkpoint
@@ -124,6 +132,14 @@ def model_of(folder: Path, dtype: str) -> Any:
 def right(checkpoint: Path, prompts: list[tuple[int, ...]]) -> list[tuple[int, ...]]:
     model = model_of(checkpoint, "float32")
     return [greedy(model, prompt, 16) for prompt in prompts]
+
+
+def test_logits_along_a_text_are_those_after_its_prefixes(reference: HfReference, prompts: list[tuple[int, ...]]) -> None:
+    text = prompts[3]
+    both = reference.logits(text, [10, 40, 64])
+    for row, length in enumerate((10, 40, 64)):
+        for along, alone, room in zip(both, reference.logits(text[:length], [length]), (1e-3, 0.5), strict=True):
+            assert np.abs(along[row] - alone[0]).max() < room
 
 
 def test_rounding_alone_is_never_wrong(
