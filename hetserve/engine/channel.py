@@ -5,6 +5,7 @@ A channel sends steps and posts what comes back into the executor's queue: a res
 
 from __future__ import annotations
 
+import contextlib
 import queue
 import subprocess
 import sys
@@ -86,7 +87,7 @@ class ProcessChannel:
         return ready
 
     def send(self, step: RunStep) -> None:
-        self._steps.send(TO_WORKER.encode(step))
+        self._send(TO_WORKER.encode(step))
 
     def kill(self) -> None:
         """Ends the process at once; the reader then posts Lost."""
@@ -101,7 +102,7 @@ class ProcessChannel:
             if not hasattr(self, "process"):
                 return
         if self.process.poll() is None:
-            self._steps.send(b"")
+            self._send(b"")
             try:
                 self.process.wait(STOP_S)
             except subprocess.TimeoutExpired:
@@ -130,6 +131,16 @@ class ProcessChannel:
         assert self.process.stdin is not None
         self.process.stdin.write(msgspec.json.encode(self._config))
         self.process.stdin.close()
+
+    def _send(self, message: bytes) -> None:
+        """Sends, or lets it be where the worker has closed its end: a socket without a peer would wait for one for ever.
+
+        Such a worker is about to exit, and whoever reads its results or waits for its process learns of it there.
+        """
+        import zmq
+
+        with contextlib.suppress(zmq.Again):
+            self._steps.send(message, zmq.NOBLOCK)
 
     def _receive_ready(self) -> Ready:
         deadline_s = time.monotonic() + START_S
