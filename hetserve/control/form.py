@@ -185,6 +185,7 @@ class Former:
             group.index,
             np.array(ends, np.int32) if ends else NO_INTS,
             tuple(starts),
+            (),
             *grants.arrays(),
             leaves,
             joins,

@@ -137,12 +137,25 @@ class Start:
     prompt_tokens: int
     cached_tokens: int  # leading tokens whose KV already lies in (shared) pages granted in the same step
     sampling: Sampling
-    devices: Int32s = field(default_factory=lambda: NO_INTS)  # [kv_heads] device index of each head group; empty: all on the first device
+    pools: Int32s = field(default_factory=lambda: NO_INTS)  # [lanes] the pool of each head group and stage; empty: each stage's primary
+
+
+@dataclass(frozen=True)
+class Replace:
+    """From this step on, some head groups of a running sequence lie in other pools: their KV has been moved there."""
+
+    slot: int
+    lanes: Int32s  # [l]
+    pools: Int32s  # [l]
+    pages: Int32s  # [l, rows] all pages of each lane
 
 
 @dataclass(frozen=True)
 class RunStep:
     """One forward pass of a group, as changes to what its workers already hold. Applied in the order of the fields.
+
+    Every worker of the group gets the same message. A *lane* is stage * kv_heads + kv_head: one head group in one stage's layers. The group's pools
+    are numbered stage by stage, in the plan's order: the primary's first, then the attention workers'.
 
     The workers keep a *standing* set of decoding slots: each takes one token (its last sampled) and samples one token per step.
     Chunks are pieces of known tokens (prompt, or recomputed) of other slots; a chunk that reaches the last known token samples, and its slot
@@ -153,9 +166,10 @@ class RunStep:
     group: int
     ends: Int32s  # [e] slots given up: the workers forget them (and they leave the standing set)
     starts: tuple[Start, ...]
+    replaces: tuple[Replace, ...]
     grant_slots: Int32s  # [k] page grants: slot ...
     grant_index: Int32s  # [k] ... its page number (token position // page_tokens) ...
-    grant_pages: Int32s  # [k, kv_heads] ... and the page id of each head group, in the pool of the device that holds it
+    grant_pages: Int32s  # [k, lanes] ... and the page id of each lane, in the pool that holds it
     leaves: Int32s  # [l] slots that leave the standing set but stay in their slot
     joins: Int32s  # [j] slots that join the standing set
     chunk_slots: Int32s  # [c]
@@ -196,18 +210,29 @@ class Reject:
 
 
 @dataclass(frozen=True)
+class Place:
+    """A pool: the number of a group, and of a pool within it."""
+
+    group: int
+    pool: int
+
+
+@dataclass(frozen=True)
 class MoveKv:
-    """Copy KV pages of some head groups and layers from one device's pool to another's (Hetis's Hauler, HexGen-2's KV transfer)."""
+    """Copy KV pages of some head groups from one pool to another (Hetis's Hauler, HexGen-2's KV transfer). In the background, at low priority.
+
+    The pages do not change meanwhile, and neither side's are given to anybody else before MoveDone.
+    """
 
     move: int
     request: int
     choice: int
-    layers: tuple[int, int]  # [first, last)
-    heads: Int32s  # [h]
+    layers: tuple[int, int]  # [first, last), of the model; both pools hold them
+    heads: Int32s  # [h] KV heads, for people
     pages_from: Int32s  # [h, pages]
     pages_to: Int32s  # [h, pages]
-    source: str
-    target: str
+    source: Place
+    target: Place
 
 
 @dataclass(frozen=True)

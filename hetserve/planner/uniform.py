@@ -39,7 +39,7 @@ def plan_uniform(cluster: Cluster, model: ModelSpec, workload: Workload | None, 
         steps_in_flight=options.steps_in_flight,
         max_waiting=options.max_waiting,
     )
-    stage = Stage(layers, (device.name,), (), (Pool(device.name, pages, size_bytes),))
+    stage = Stage(layers, (device.name,), (), (Pool(device.name, pages, size_bytes),), dtype)
     return Plan("uniform", PlanModel(model, dtype), cluster, limits, (Group("mixed", (stage,)),))
 
 

@@ -15,6 +15,7 @@ from hetserve.errors import SpecError, UnsupportedError
 from hetserve.spec.cluster import Cluster
 from hetserve.spec.fingerprint import fingerprint, model_fingerprint
 from hetserve.spec.model import DTYPE_BYTES, ModelSpec
+from hetserve.spec.profile import Profile
 from hetserve.spec.strict import build
 
 FORMAT = 1
@@ -48,6 +49,7 @@ class Stage:
     primary: tuple[str, ...]  # devices that hold weights, one per tensor-parallel rank
     attention: tuple[str, ...]  # devices that hold KV heads only
     pools: tuple[Pool, ...]  # one per device above, in that order
+    weights: str  # dtype the weights are stored and multiplied in; activations and KV have the plan's
 
 
 @dataclass(frozen=True)
@@ -87,6 +89,7 @@ class Plan:
     groups: tuple[Group, ...]
     flow: tuple[Flow, ...] = ()
     page_tokens: int = PAGE_TOKENS
+    profile: Profile | None = None  # what the plan was made from, and every cost is computed from; None: rates of the kind of device
 
     @property
     def hash(self) -> str:
@@ -214,3 +217,5 @@ def _check_group(group: Group, devices: set[str], layers: int, where: str) -> No
         sound = all(0 < pool.pages <= MOST_PAGES and pool.page_bytes > 0 for pool in stage.pools)
         if tuple(pool.device for pool in stage.pools) != workers or not sound:
             raise SpecError(f"{where}: a stage has one pool of 1 to {MOST_PAGES} pages for each of its workers, in their order")
+        if stage.weights not in DTYPE_BYTES:
+            raise SpecError(f"{where}: weights {stage.weights!r} is none of {', '.join(DTYPE_BYTES)}")

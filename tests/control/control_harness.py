@@ -95,7 +95,7 @@ class Worker:
         self.tokens[slot] = start.tokens.tolist()
         self.computed[slot], self.choice[slot] = start.cached_tokens, start.choice
         self.pages[slot] = -1
-        self.devices[slot] = start.devices if len(start.devices) else 0
+        self.devices[slot] = start.pools if len(start.pools) else 0
 
     def _pass(self, step: RunStep) -> list[int]:
         rows = [(int(slot), 1, True) for slot in np.flatnonzero(self.standing)]
