@@ -22,6 +22,8 @@ from hetserve.trace.requests import Lengths, Request, keep_fitting
 from hetserve.trace.vocab import Vocabulary
 
 NAMES = ("random", "azure-conv", "azure-code", "sharegpt", "custom")
+TRACES = ("azure-conv", "azure-code", "sharegpt")
+CLASSES = tuple(name for name, _, _ in tables.CLASSES)
 LENGTHS_STREAM, TOKENS_STREAM, ARRIVALS_STREAM = 0, 1, 2  # independent random streams of one seed
 SHAREGPT_LIMITS = (4, 1024, 2048)  # shortest part, longest prompt, longest prompt with answer: what vLLM keeps of the ShareGPT file
 
@@ -35,6 +37,7 @@ class DatasetSpec:
         path: the dataset's file, or None.
         data_dir: a folder that may hold the public traces, or None.
         tables_dir: the folder of committed length tables.
+        only: one of CLASSES (HPHD: heavy prefill, heavy decode, ...) to take a trace's requests from; empty: all of them.
         fixed_output_len: overrides the dataset's own output lengths (not `random`'s).
     """
 
@@ -49,6 +52,7 @@ class DatasetSpec:
     random_range_ratio: float = 0.0
     random_prefix_len: int = 0
     fixed_output_len: int | None = None
+    only: str = ""
 
     def __post_init__(self) -> None:
         if self.name not in NAMES:
@@ -58,6 +62,10 @@ class DatasetSpec:
         if self.name == "random" and self.path is not None:
             raise UsageError(
                 "--dataset-name random takes no --dataset-path.", hint="name the dataset of that file: azure-conv, sharegpt, custom, ..."
+            )
+        if self.only and (self.only not in CLASSES or self.name not in TRACES):
+            raise UsageError(
+                f"There is no class '{self.only}' of {self.name} requests.", hint=f"--class takes {', '.join(CLASSES)}, with {', '.join(TRACES)}"
             )
         if not 0 <= self.random_range_ratio < 1:
             raise UsageError(f"--random-range-ratio must be at least 0 and below 1, not {self.random_range_ratio:g}.")
@@ -139,17 +147,27 @@ def _trace(spec: DatasetSpec, vocabulary: Vocabulary, rng: np.random.Generator) 
     if spec.name == "sharegpt" and raw.lstrip().startswith(b"["):
         return _conversations(spec, vocabulary, rng, raw, path)
     rows = files.parse(raw, path)
+    if spec.only:
+        rows = tables.of_class(spec.only, rows)
+    if not len(rows):
+        raise SpecError(f"{path} has no requests of class {spec.only}.")
     picked = rows[_pick(len(rows), spec.num_prompts, rng)]
     said = {"input": "file", "file": path.name, "sha256": files.sha256(raw), "rows": len(rows)}
-    return _lengths(picked, said)
+    return _lengths(picked, said | _only(spec))
 
 
 def _from_table(spec: DatasetSpec, rng: np.random.Generator) -> Lengths:
     if spec.tables_dir is None:
         raise SpecError(f"No file and no length table for {spec.name}.", hint="give --dataset-path")
     table = files.read_table(spec.tables_dir / f"{spec.name}.toml")
+    if spec.only:
+        table = tables.narrowed(table, spec.only)
     said = {"input": "table", "table": table.name, "source": table.source, "licence": table.licence, "sha256": table.sha256, "rows": table.rows}
-    return _lengths(tables.sample(table, spec.num_prompts, rng), said)
+    return _lengths(tables.sample(table, spec.num_prompts, rng), said | _only(spec))
+
+
+def _only(spec: DatasetSpec) -> dict[str, str]:
+    return {"class": spec.only} if spec.only else {}
 
 
 def _lengths(rows: np.ndarray[Any, np.dtype[np.int64]], said: dict[str, Any]) -> Lengths:
@@ -169,6 +187,8 @@ def _conversations(spec: DatasetSpec, vocabulary: Vocabulary, rng: np.random.Gen
     for index in order:
         question, answer = vocabulary.encode(turns[index])
         fits = shortest <= min(len(question), len(answer)) and len(question) <= longest_prompt and len(question) + len(answer) <= longest
+        if spec.only:
+            fits = fits and len(tables.of_class(spec.only, np.array([[len(question), len(answer)]]))) == 1
         if fits and len(prompts) < spec.num_prompts:
             prompts.append(tuple(question))
             outputs.append(len(answer))
@@ -181,7 +201,7 @@ def _conversations(spec: DatasetSpec, vocabulary: Vocabulary, rng: np.random.Gen
         "rows": len(turns),
         "kept": f"{shortest}..{longest_prompt}, total {longest}",
     }
-    return _prompted(prompts, outputs, said, path)
+    return _prompted(prompts, outputs, said | _only(spec), path)
 
 
 def _custom(spec: DatasetSpec, vocabulary: Vocabulary, rng: np.random.Generator) -> Lengths:

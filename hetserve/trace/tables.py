@@ -6,7 +6,7 @@ long answers follow other prompts than short ones do. Within a class input and o
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -52,12 +52,30 @@ def fit(name: str, source: str, licence: str, sha256: str, lengths: NDArray[np.i
         sha256: of the uncompressed file the rows come from.
     """
     classes = []
-    for label, long_input, long_output in CLASSES:
-        mine = lengths[((lengths[:, 0] > SPLIT_INPUT) == long_input) & ((lengths[:, 1] > SPLIT_OUTPUT) == long_output)]
+    for label, _, _ in CLASSES:
+        mine = of_class(label, lengths)
         if len(mine):
             inputs, outputs = (tuple(float(value) for value in np.quantile(mine[:, column], LEVELS)) for column in (0, 1))
             classes.append(LengthClass(label, len(mine) / len(lengths), inputs, outputs))
     return LengthTable(name, source, licence, sha256, len(lengths), LEVELS, tuple(classes))
+
+
+def of_class(label: str, lengths: NDArray[np.int64]) -> NDArray[np.int64]:
+    """The rows of [rows, 2] input and output tokens that belong to one of CLASSES."""
+    long_input, long_output = next((heavy_in, heavy_out) for name, heavy_in, heavy_out in CLASSES if name == label)
+    return lengths[((lengths[:, 0] > SPLIT_INPUT) == long_input) & ((lengths[:, 1] > SPLIT_OUTPUT) == long_output)]
+
+
+def narrowed(table: LengthTable, label: str) -> LengthTable:
+    """The table with one of its classes only.
+
+    Raises:
+        SpecError: the trace has no requests of that class.
+    """
+    kept = tuple(one for one in table.classes if one.name == label)
+    if not kept:
+        raise SpecError(f"{table.name} has no requests of class {label}.", hint=f"it has {', '.join(one.name for one in table.classes)}")
+    return replace(table, classes=kept)
 
 
 def sample(table: LengthTable, count: int, rng: np.random.Generator) -> NDArray[np.int64]:

@@ -217,3 +217,23 @@ def test_a_missing_or_damaged_file_is_refused(tmp_path: Path) -> None:
     (tmp_path / "cut.csv.gz").write_bytes(gzip.compress(b"ContextTokens,GeneratedTokens\n5,6\n")[:-6])
     with pytest.raises(SpecError, match="cannot be read"):
         made(DatasetSpec("azure-code", 2, path=tmp_path / "cut.csv.gz"))
+
+
+@pytest.mark.parametrize("name", ["HPHD", "HPLD", "LPHD", "LPLD"])
+def test_one_class_of_a_trace_from_its_table_and_from_its_file(name: str, tmp_path: Path) -> None:
+    path = tmp_path / "azure.csv"
+    rng = np.random.default_rng(0)
+    rows = [f"2023-11-16 18:15:46.680,{a},{b}" for a, b in zip(rng.integers(1, 2000, 300), rng.integers(1, 300, 300), strict=True)]
+    path.write_text("\n".join(["TIMESTAMP,ContextTokens,GeneratedTokens", *rows]) + "\n")
+    for spec in (DatasetSpec("azure-conv", 50, tables_dir=TABLES, only=name), DatasetSpec("azure-conv", 50, path=path, only=name)):
+        got = made(spec)
+        assert got.lengths.inputs["class"] == name and len(got.lengths.input_tokens) == 50
+        assert {length > 512 for length in got.lengths.input_tokens} == {name.startswith("HP")}
+        assert {length > 128 for length in got.lengths.output_tokens} == {name.endswith("HD")}
+
+
+def test_an_unknown_class_or_dataset_without_classes_is_said() -> None:
+    with pytest.raises(UsageError, match="class 'HPXD'"):
+        DatasetSpec("azure-conv", 5, only="HPXD")
+    with pytest.raises(UsageError, match="of random requests"):
+        DatasetSpec("random", 5, only="HPHD")
