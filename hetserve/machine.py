@@ -20,16 +20,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from hetserve.spec.cluster import isa_levels
+
 PACKAGES = ("hetserve", "torch", "numpy", "transformers", "tokenizers")
 TOOL_S = 10.0  # how long nvidia-smi, nvcc or git may take to answer
-
-# The levels csrc is built for, weakest first, and the CPU flags each needs beside those of the level before.
-ISA_FLAGS = {
-    "avx2": ("avx2", "fma", "f16c"),
-    "avx512": ("avx512f", "avx512bw", "avx512dq", "avx512vl"),
-    "avx512bf16": ("avx512_bf16",),
-    "amx": ("amx_tile", "amx_bf16"),
-}
 
 
 def describe() -> dict[str, Any]:
@@ -69,18 +63,6 @@ def machine_name(cpu: str, cores: int) -> str:
     """A short name that two machines of one kind share, fit for a file: `amd-epyc-9b14-2c`."""
     words = re.sub(r"\(R\)|\(TM\)|\bCPU\b|\bProcessor\b|@.*|\d+-Core", " ", cpu)
     return "-".join(re.findall(r"[a-z0-9]+", words.lower())) + f"-{cores}c"
-
-
-def isa_levels(cpuinfo: str) -> list[str]:
-    """The instruction-set levels this CPU has, weakest first, from the text of /proc/cpuinfo; a level needs those before it."""
-    found = re.search(r"^flags\s*:\s*(.+)$", cpuinfo, re.MULTILINE)
-    flags = set(found.group(1).split()) if found else set()
-    levels = []
-    for level, needed in ISA_FLAGS.items():
-        if not flags.issuperset(needed):
-            break
-        levels.append(level)
-    return levels
 
 
 def cpu_quota(cpu_max: str) -> float | None:

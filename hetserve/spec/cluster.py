@@ -1,20 +1,30 @@
-"""What a cluster file declares: devices, each with cores and a memory budget of its own, and where control runs. Reads no file.
+"""What a cluster file declares: nodes, devices with cores and a memory budget each, links, and where control runs. Reads no file.
 
-A declaration may say "all cores" or "80 % of memory"; a Cluster never does: it is resolved against the machine it was loaded on.
+A declaration may say "all cores", "80 % of memory" or "one instruction set below the best"; a Cluster never does: it is resolved against the
+machine it was loaded on.
 """
 
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from hetserve.errors import ResourceError, SpecError, UnsupportedError
 from hetserve.spec.strict import build
 
 KINDS = ("cpu",)
-ISAS = ("avx2", "avx512", "avx512bf16", "amx")
 SIZES = {"B": 1, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "TiB": 2**40}
+
+# The levels csrc is built for, weakest first, and the CPU flags each needs beside those of the level before.
+ISA_FLAGS = {
+    "avx2": ("avx2", "fma", "f16c"),
+    "avx512": ("avx512f", "avx512bw", "avx512dq", "avx512vl"),
+    "avx512bf16": ("avx512_bf16",),
+    "amx": ("amx_tile", "amx_bf16"),
+}
+ISAS = tuple(ISA_FLAGS)
+BELOW_NATIVE = "below-native"  # the strongest cap that makes a device really weaker: AVX512-BF16 under AMX, else AVX2
 
 
 @dataclass(frozen=True)
@@ -23,6 +33,15 @@ class Host:
 
     cores: tuple[int, ...]  # the cores this process may use, ascending
     memory_bytes: int
+    isa: str  # the best of ISAS its cores have; empty: not even the first
+
+
+@dataclass(frozen=True)
+class Stretch:
+    """How many times slower a device is made by sleeping, so that more devices than cores can be run. Results are emulated, not measured."""
+
+    dense: float = 1.0
+    attention: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -33,18 +52,49 @@ class Device:
     kind: str  # one of KINDS
     cores: tuple[int, ...]
     isa: str  # caps every library of its worker; empty: whatever the cores have
-    memory_bytes: int  # total budget: weights, workspace and KV pages
+    memory_bytes: int  # total budget: weights as they are stored, workspace and KV pages; not the code of the libraries
+    stretch: Stretch | None = None
+    node: str = ""  # empty: the node the controller runs on
+
+
+@dataclass(frozen=True)
+class Node:
+    """One machine of a cluster of several."""
+
+    name: str
+
+
+@dataclass(frozen=True)
+class Link:
+    """One direction between two devices, as declared. `emulate`: to be enforced by delay and pacing, whatever the machine could do."""
+
+    source: str
+    target: str
+    latency_s: float
+    bytes_per_s: float
+    emulate: bool = False
 
 
 @dataclass(frozen=True)
 class Cluster:
     name: str
     control_cores: tuple[int, ...]  # controller, HTTP server and load generator run here
-    devices: tuple[Device, ...]
+    devices: tuple[Device, ...]  # in the order of the file
+    nodes: tuple[Node, ...] = ()
+    links: tuple[Link, ...] = ()
 
     def device(self, name: str) -> Device:
         """The device called `name`; KeyError if there is none."""
         return {device.name: device for device in self.devices}[name]
+
+    def link(self, source: str, target: str) -> Link | None:
+        """The declared link from one device to another, if there is one."""
+        return next((link for link in self.links if (link.source, link.target) == (source, target)), None)
+
+    @property
+    def emulated(self) -> bool:
+        """Whether any of it is made slower than it is; such results never share a table with measured ones."""
+        return any(device.stretch for device in self.devices) or any(link.emulate for link in self.links)
 
 
 @dataclass(frozen=True)
@@ -57,15 +107,32 @@ class _Cluster:
 class _Device:
     name: str
     kind: str
-    cores: str | tuple[int, ...]
     memory: str | int
+    cores: str | tuple[int, ...] = ()
+    index: int | None = None  # of a GPU
     isa: str = ""
+    stretch: Stretch | None = None
+    node: str = ""
 
 
 @dataclass(frozen=True)
 class _File:
     cluster: _Cluster
     device: tuple[_Device, ...]
+    node: tuple[Node, ...] = ()
+    link: tuple[Link, ...] = ()
+
+
+def isa_levels(cpuinfo: str) -> list[str]:
+    """The instruction-set levels this CPU has, weakest first, from the text of /proc/cpuinfo; a level needs those before it."""
+    found = re.search(r"^flags\s*:\s*(.+)$", cpuinfo, re.MULTILINE)
+    flags = set(found.group(1).split()) if found else set()
+    levels = []
+    for level, needed in ISA_FLAGS.items():
+        if not flags.issuperset(needed):
+            break
+        levels.append(level)
+    return levels
 
 
 def parse_cluster(data: dict[str, Any], host: Host, where: str) -> Cluster:
@@ -73,12 +140,26 @@ def parse_cluster(data: dict[str, Any], host: Host, where: str) -> Cluster:
 
     Raises:
         SpecError: an unknown or missing key, a value that makes no sense, two devices with one name or with a core in common.
+        ResourceError: the machine has too few cores, or no weaker instruction set, for what is declared.
         UnsupportedError: a kind of device this version has no engine for.
     """
     file = build(_File, data, where)
     devices = tuple(_device(declared, host, where) for declared in file.device)
     _check_apart(devices, where)
-    return Cluster(file.cluster.name, resolve_cores(file.cluster.control_cores, host, where), devices)
+    _check_nodes(file.node, devices, where)
+    _check_links(file.link, devices, where)
+    return Cluster(file.cluster.name, resolve_cores(file.cluster.control_cores, host, where), devices, file.node, file.link)
+
+
+def scaled(cluster: Cluster, factor: float) -> Cluster:
+    """The same cluster with every memory budget multiplied by `factor`.
+
+    Raises:
+        SpecError: the factor is not positive.
+    """
+    if not factor > 0:
+        raise SpecError(f"memory budgets are multiplied by a positive number, got {factor:g}")
+    return replace(cluster, devices=tuple(replace(device, memory_bytes=int(device.memory_bytes * factor)) for device in cluster.devices))
 
 
 def require_cores(cluster: Cluster, host: Host) -> None:
@@ -91,15 +172,30 @@ def require_cores(cluster: Cluster, host: Host) -> None:
 
 
 def resolve_cores(declared: str | tuple[int, ...], host: Host, where: str) -> tuple[int, ...]:
-    """Core numbers: "all", "first", or the numbers themselves."""
-    named = {"all": host.cores, "first": host.cores[:1]}
+    """Core numbers: "all", "first", "first-half", "second-half", or the numbers themselves. The halves share no core."""
+    half = (len(host.cores) + 1) // 2
+    named = {"all": host.cores, "first": host.cores[:1], "first-half": host.cores[:half], "second-half": host.cores[half:]}
     if isinstance(declared, str):
         if declared not in named:
             raise SpecError(f"{where}: cores must be a list of numbers or one of {', '.join(map(repr, named))}, got {declared!r}")
+        if not named[declared]:
+            raise ResourceError(f"{where}: {declared!r} needs at least two cores, but this process may use only {list(host.cores)}")
         return named[declared]
     if not declared or min(declared) < 0 or len(set(declared)) < len(declared):
         raise SpecError(f"{where}: cores must be different numbers from 0 up, at least one, got {list(declared)}")
     return tuple(sorted(declared))
+
+
+def resolve_isa(declared: str, host: Host, where: str) -> str:
+    """The cap a worker is started with: empty where what is declared is no weaker than what the machine has."""
+    if declared not in ("", BELOW_NATIVE, *ISAS):
+        raise SpecError(f"{where}: isa {declared!r} is unknown", f"leave it out, or one of: {', '.join((*ISAS, BELOW_NATIVE))}")
+    if declared == BELOW_NATIVE:
+        if host.isa in ("", ISAS[0]):
+            raise ResourceError(f"{where}: isa {BELOW_NATIVE!r} needs a CPU with AVX-512, this one has {host.isa or 'not even AVX2'}")
+        return "avx512bf16" if host.isa == "amx" else "avx2"
+    native = ISAS.index(host.isa) if host.isa else -1
+    return declared if declared and ISAS.index(declared) < native else ""
 
 
 def parse_bytes(text: str | int, where: str, whole_bytes: int | None = None) -> int:
@@ -123,22 +219,56 @@ def parse_bytes(text: str | int, where: str, whole_bytes: int | None = None) -> 
 
 
 def _device(declared: _Device, host: Host, where: str) -> Device:
+    device = f"{where}: device {declared.name!r}"
     if declared.kind not in KINDS:
-        raise UnsupportedError(f"{where}: device {declared.name!r} is of kind {declared.kind!r}", f"supported kinds: {', '.join(KINDS)}")
-    if declared.isa and declared.isa not in ISAS:
-        raise SpecError(f"{where}: device {declared.name!r} has isa {declared.isa!r}", f"leave it out, or one of: {', '.join(ISAS)}")
+        raise UnsupportedError(f"{device} is of kind {declared.kind!r}", f"supported kinds: {', '.join(KINDS)}")
+    if declared.index is not None:
+        raise SpecError(f"{device} is a CPU and has an index", "cores says which part of the CPU it is; index is a GPU's")
+    if declared.stretch and not (declared.stretch.dense >= 1 and declared.stretch.attention >= 1):
+        raise SpecError(f"{device}: stretch makes a device slower, its factors are at least 1, got {declared.stretch}")
     memory_bytes = parse_bytes(declared.memory, f"{where}: memory of device {declared.name!r}", host.memory_bytes)
-    return Device(declared.name, declared.kind, resolve_cores(declared.cores, host, where), declared.isa, memory_bytes)
+    cores, isa = resolve_cores(declared.cores, host, device), resolve_isa(declared.isa, host, device)
+    return Device(declared.name, declared.kind, cores, isa, memory_bytes, declared.stretch, declared.node)
 
 
 def _check_apart(devices: tuple[Device, ...], where: str) -> None:
+    """Two devices may share a core only where both are stretched, and so leave it idle for a known part of the time."""
     if not devices:
         raise SpecError(f"{where}: a cluster needs at least one [[device]]")
-    owner: dict[int, str] = {}
+    owner: dict[int, Device] = {}
     for index, device in enumerate(devices):
         if device.name in {earlier.name for earlier in devices[:index]}:
             raise SpecError(f"{where}: two devices are called {device.name!r}")
         for core in device.cores:
-            if core in owner:
-                raise SpecError(f"{where}: core {core} belongs to both {owner[core]!r} and {device.name!r}")
-            owner[core] = device.name
+            other = owner.setdefault(core, device)
+            if other is not device and not (other.stretch and device.stretch):
+                raise SpecError(f"{where}: core {core} belongs to both {other.name!r} and {device.name!r}", "only stretched devices share cores")
+
+
+def _check_nodes(nodes: tuple[Node, ...], devices: tuple[Device, ...], where: str) -> None:
+    names = [node.name for node in nodes]
+    for name in names:
+        if names.count(name) > 1:
+            raise SpecError(f"{where}: two nodes are called {name!r}")
+    for device in devices:
+        if device.node and device.node not in names:
+            raise SpecError(f"{where}: device {device.name!r} is on node {device.node!r}, which no [[node]] declares")
+
+
+def _check_links(links: tuple[Link, ...], devices: tuple[Device, ...], where: str) -> None:
+    names = {device.name for device in devices}
+    seen: set[tuple[str, str]] = set()
+    for link in links:
+        what = f"{where}: the link from {link.source!r} to {link.target!r}"
+        for end in (link.source, link.target):
+            if end not in names:
+                raise SpecError(f"{what} names a device that is not there", f"devices: {', '.join(sorted(names))}")
+        if link.source == link.target:
+            raise SpecError(f"{what} leads nowhere")
+        if (link.source, link.target) in seen:
+            raise SpecError(f"{what} is declared twice")
+        seen.add((link.source, link.target))
+        if not 0 < link.bytes_per_s < float("inf"):
+            raise SpecError(f"{what} must carry more than 0 bytes per second, got {link.bytes_per_s:g}", "leave a device out rather than its link")
+        if not 0 <= link.latency_s < float("inf"):
+            raise SpecError(f"{what} must have a latency of at least 0 seconds, got {link.latency_s:g}")

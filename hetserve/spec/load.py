@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from hetserve.errors import ModelError, SpecError
-from hetserve.spec.cluster import Cluster, Host, parse_cluster
+from hetserve.spec.cluster import Cluster, Host, isa_levels, parse_cluster
 from hetserve.spec.model import ModelSpec
 from hetserve.spec.plan import Plan, decode_plan, encode_plan
 
@@ -80,12 +80,13 @@ def save_plan(plan: Plan, path: str | Path) -> None:
 
 
 def this_host() -> Host:
-    """The cores this process may use and the memory it may have (its cgroup's limit where that is lower than the machine's)."""
+    """The cores this process may use, the memory it may have (its cgroup's limit where that is lower than the machine's) and the CPU's best ISA."""
     limits_bytes = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
     cgroup = Path("/sys/fs/cgroup/memory.max")
     if cgroup.is_file() and cgroup.read_text().strip().isdigit():
         limits_bytes.append(int(cgroup.read_text()))
-    return Host(tuple(sorted(os.sched_getaffinity(0))), min(limits_bytes))
+    levels = isa_levels(Path("/proc/cpuinfo").read_text())
+    return Host(tuple(sorted(os.sched_getaffinity(0))), min(limits_bytes), levels[-1] if levels else "")
 
 
 def _cluster_text(name: str) -> tuple[str, str]:

@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 
 from hetserve.errors import HetserveError, ResourceError, SpecError, UnsupportedError
-from hetserve.spec.cluster import Cluster, Host, parse_bytes, require_cores
+from hetserve.spec.cluster import Cluster, Host, Link, Stretch, parse_bytes, require_cores, scaled
 from hetserve.spec.load import cluster_names, load_cluster, this_host
 
-HOST = Host((0, 1, 4, 5), 1000 * 2**20)
+HOST = Host((0, 1, 4, 5), 1000 * 2**20, "avx512bf16")
 
 GOOD = """
 [cluster]
@@ -45,12 +45,68 @@ def test_a_declaration_is_resolved_against_the_host(tmp_path) -> None:
 
 def test_the_packaged_clusters() -> None:
     host = this_host()
-    assert {"cpu", "cpu-1"} <= set(cluster_names())
+    assert {"cpu", "cpu-1", "cpu-hetero", "cpu-hetero-wide"} <= set(cluster_names())
     assert load_cluster("cpu").devices[0].cores == host.cores
     one = load_cluster("cpu-1")
     assert one.devices[0].cores == one.control_cores == host.cores[:1]
-    for name in cluster_names():
-        require_cores(load_cluster(name), host)
+    if len(host.cores) > 1:
+        for name in cluster_names():
+            require_cores(load_cluster(name), host)
+
+
+@pytest.mark.parametrize(("best", "slow_isa"), [("amx", "avx512bf16"), ("avx512bf16", "avx2"), ("avx512", "avx2")])
+def test_the_unlike_halves_of_one_machine(best, slow_isa) -> None:
+    host = Host((2, 3, 5, 7, 8), 2**36, best)
+    cluster = load_cluster("cpu-hetero", host)
+    fast, slow = cluster.devices
+    assert (fast.name, fast.cores, fast.isa, fast.memory_bytes) == ("fast", (2, 3, 5), "", 2**30)
+    assert (slow.name, slow.cores, slow.isa, slow.memory_bytes) == ("slow", (7, 8), slow_isa, 3 * 2**28)
+    assert cluster.control_cores == slow.cores and not cluster.emulated
+    wide = load_cluster("cpu-hetero-wide", host)
+    assert (wide.device("slow").isa, wide.device("fast")) == ("avx2", fast)
+
+
+@pytest.mark.parametrize(("host", "said"), [(Host((0,), 2**36, "amx"), "two cores"), (Host((0, 1), 2**36, "avx2"), "AVX-512")])
+def test_a_machine_that_cannot_be_split_into_unlike_halves(host, said) -> None:
+    with pytest.raises(ResourceError, match=said):
+        load_cluster("cpu-hetero", host)
+
+
+def test_a_cap_that_weakens_nothing_is_no_cap(tmp_path) -> None:
+    assert load(tmp_path, GOOD.replace('"avx2"', '"amx"')).device("slow").isa == ""
+    assert load(tmp_path, GOOD.replace('"avx2"', '"avx512"')).device("slow").isa == "avx512"
+
+
+LINK = """
+[[link]]
+source = "fast"
+target = "slow"
+latency_s = 0.01
+bytes_per_s = 1000000
+emulate = true
+"""
+
+
+def test_links_nodes_and_stretch(tmp_path) -> None:
+    cluster = load(tmp_path, GOOD + 'stretch = {dense = 4}\nnode = "b"\n' + LINK + '[[node]]\nname = "b"\n')
+    assert cluster.links == (Link("fast", "slow", 0.01, 1e6, True),) and cluster.emulated
+    assert cluster.link("fast", "slow") is cluster.links[0] and cluster.link("slow", "fast") is None
+    assert cluster.device("slow").stretch == Stretch(4.0, 1.0) and cluster.device("slow").node == "b"
+
+
+def test_stretched_devices_may_share_a_core(tmp_path) -> None:
+    shared = GOOD.replace('memory = "1.5 GiB"', 'memory = "1.5 GiB"\nstretch = {dense = 2}').replace('cores = "first"', "cores = [4]")
+    with pytest.raises(SpecError, match="core 4 belongs to both"):
+        load(tmp_path, shared)
+    assert load(tmp_path, shared + "stretch = {attention = 2}").device("slow").cores == (4,)
+
+
+def test_budgets_are_scaled_together(tmp_path) -> None:
+    cluster = load(tmp_path, GOOD)
+    assert [device.memory_bytes for device in scaled(cluster, 2).devices] == [3 * 2**30, 500 * 2**20]
+    assert scaled(cluster, 1) == cluster
+    with pytest.raises(SpecError, match="positive"):
+        scaled(cluster, 0)
 
 
 @pytest.mark.parametrize(
@@ -74,12 +130,23 @@ def test_the_packaged_clusters() -> None:
         ('kind = "cpu"', 'kind = "cuda"', UnsupportedError, "supported kinds: cpu"),
         ("control_cores = [0]", "", SpecError, "control_cores"),
         ("[cluster]", "[cluster", SpecError, "not TOML"),
+        ('isa = "avx2"', "index = 0", SpecError, "index is a GPU's"),
+        ('isa = "avx2"', "stretch = {dense = 0.5}", SpecError, "at least 1"),
+        ('isa = "avx2"', "stretch = {prefill = 2}", SpecError, "unknown key 'prefill'"),
+        ('isa = "avx2"', 'node = "far"', SpecError, "no [[node]] declares"),
+        ("latency_s = 0.01", "latency_s = -1", SpecError, "at least 0 seconds"),
+        ("bytes_per_s = 1000000", "bytes_per_s = 0", SpecError, "more than 0 bytes"),
+        ("bytes_per_s = 1000000", "bytes_per_s = nan", SpecError, "more than 0 bytes"),
+        ('target = "slow"', 'target = "far"', SpecError, "devices: fast, slow"),
+        ('target = "slow"', 'target = "fast"', SpecError, "nowhere"),
+        ("emulate = true", "emulate = true" + LINK, SpecError, "twice"),
     ],
 )
 def test_what_makes_no_sense_is_told(tmp_path, old, new, kind, said) -> None:
-    assert old in GOOD
+    whole = GOOD + LINK
+    assert old in whole
     with pytest.raises(kind) as caught:
-        load(tmp_path, GOOD.replace(old, new))
+        load(tmp_path, whole.replace(old, new))
     assert said in f"{caught.value.message} {caught.value.hint}"
     assert "mine.toml" in caught.value.message
 
