@@ -16,6 +16,7 @@ from .console import Screen
 from .plan_options import MODEL_OPTION, make_plan, plan_options
 
 if TYPE_CHECKING:
+    from hetserve.control.messages import MoveKv
     from hetserve.metrics import RequestRecord
     from hetserve.sim.executor import Outcome, SimExecutor
     from hetserve.spec.plan import Plan
@@ -75,14 +76,25 @@ def _run(plan: Plan, workload: Workload, journal: Path | None, screen: Screen) -
     from hetserve.control.config import config_from_plan
     from hetserve.control.controller import Controller
     from hetserve.control.journal import Journal
+    from hetserve.cost.costs import Costs
     from hetserve.drive import drive
+    from hetserve.sim.device import SimStage
     from hetserve.sim.executor import Arrival, SimExecutor
+    from hetserve.spec.plan import page_bytes
     from hetserve.systems import system
 
     config = config_from_plan(plan)
     lengths = zip(workload.arrivals_s, workload.lengths.input_tokens, workload.lengths.output_tokens, strict=True)
     arrivals = [Arrival(at_s, prompt, output) for at_s, prompt, output in lengths]
-    executor = SimExecutor(arrivals, [group.cost for group in config.groups], config.max_seqs, config.max_model_len)
+    groups = [[SimStage(stage.cost, tuple(pool.heads for pool in stage.pools)) for stage in group.stages] for group in config.groups]
+    costs = Costs(plan.model.shape, plan.model.dtype, plan.cluster, plan.profile)
+    devices = [[pool.device for pool in group.pools] for group in config.groups]
+
+    def move_s(move: MoveKv) -> float:
+        size_bytes = move.pages_from.size * page_bytes(plan.model.shape, move.layers, plan.model.dtype)
+        return costs.move_s(devices[move.source.group][move.source.pool], devices[move.target.group][move.target.pool], size_bytes)
+
+    executor = SimExecutor(arrivals, groups, config.kv_heads, move_s, config.max_seqs, config.max_model_len)
     controller = Controller(config, system(plan.system).policies)
     try:
         with journal.open("wb") if journal else nullcontext() as file, screen.progress("simulating", len(arrivals)) as advance:
@@ -119,7 +131,7 @@ def _result(plan: Plan, workload: Workload, executor: SimExecutor, given: dict[s
         "request_rate": rate,
         "burstiness": given["burstiness"],
         **summarise(records, max(executor.now_s, 1e-9), percentiles, parse_goodput(given["goodput"])),
-        "utilisation": {plan.groups[i].stages[0].primary[0]: worker.busy_s / max(executor.now_s, 1e-9) for i, worker in enumerate(executor.workers)},
+        "utilisation": {plan.groups[i].stages[0].primary[0]: group.busy_s / max(executor.now_s, 1e-9) for i, group in enumerate(executor.groups)},
     }
     return {"systems": {plan.system: system}, "inputs": workload.lengths.inputs, "plan": plan.hash, "cluster": plan.cluster.name}
 

@@ -1,20 +1,47 @@
-"""What the controller is told once: groups, their pools and step costs, and the limits. Goes into every journal's head."""
+"""What the controller is told once: groups, their pools and costs, and the limits. Goes into every journal's head."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-from hetserve.cost.rates import device_rates
-from hetserve.cost.roofline import Roofline, StepCost
+from hetserve.cost.costs import Costs, HeadCost
+from hetserve.cost.roofline import StepCost
 from hetserve.errors import UnsupportedError
-from hetserve.spec.plan import Group, Plan
+from hetserve.spec.plan import Group, Plan, Stage
+
+
+@dataclass(frozen=True)
+class PoolConfig:
+    """The pages of one device for one stage."""
+
+    device: str
+    pages: int
+    heads: HeadCost  # decode attention of the stage's layers on this device
+
+
+@dataclass(frozen=True)
+class StageConfig:
+    """A range of layers. Its first pool is its primary's; prompts are computed there, whoever holds their heads later."""
+
+    layers: tuple[int, int]  # [first, last)
+    pools: tuple[PoolConfig, ...]
+    cost: StepCost  # of the primary
 
 
 @dataclass(frozen=True)
 class GroupConfig:
-    devices: tuple[str, ...]  # the first is the primary
-    pages: tuple[int, ...]  # of each device's pool
-    cost: StepCost
+    stages: tuple[StageConfig, ...]
+    role: str = "mixed"  # "prefill": hands its requests on after their first token; "decode": takes them
+
+    @property
+    def pools(self) -> tuple[PoolConfig, ...]:
+        """All pools, stage by stage."""
+        return tuple(pool for stage in self.stages for pool in stage.pools)
+
+    @property
+    def speed(self) -> float:
+        """Tokens per second of large steps: what its slowest stage does."""
+        return min(1 / max(stage.cost.token_s, 1e-12) for stage in self.stages)
 
 
 @dataclass(frozen=True)
@@ -30,6 +57,7 @@ class ControllerConfig:
     depth: int  # steps in flight
     max_waiting: int  # waiting sequences; further requests are turned away
     watermark: float = 0.01  # share of a pool that admissions leave free, so that running sequences can grow
+    staging: float = 0.125  # share of a primary's pool that the dispatcher leaves for prompts, where heads may lie elsewhere
 
 
 def config_from_plan(plan: Plan) -> ControllerConfig:
@@ -38,12 +66,12 @@ def config_from_plan(plan: Plan) -> ControllerConfig:
     Raises:
         UnsupportedError: it needs what this version's runtime does not have yet.
     """
-    if len(plan.groups) > 1:
-        raise UnsupportedError(f"the plan has {len(plan.groups)} groups; this version runs one", "plan with --system uniform")
+    _require_roles(plan)
+    costs = Costs(plan.model.shape, plan.model.dtype, plan.cluster, plan.profile)
     return ControllerConfig(
         system=plan.system,
         plan_hash=plan.hash,
-        groups=tuple(_group(group, plan) for group in plan.groups),
+        groups=tuple(GroupConfig(tuple(_stage(stage, costs) for stage in group.stages), group.role) for group in plan.groups),
         kv_heads=plan.model.shape.kv_heads,
         page_tokens=plan.page_tokens,
         max_model_len=plan.limits.max_model_len,
@@ -54,18 +82,28 @@ def config_from_plan(plan: Plan) -> ControllerConfig:
     )
 
 
-def _group(group: Group, plan: Plan) -> GroupConfig:
-    stage = group.stages[0]
-    refused = {
-        f"the role {group.role!r}": group.role != "mixed",
-        f"{len(group.stages)} pipeline stages": len(group.stages) > 1,
-        f"tensor parallelism over {len(stage.primary)} devices": len(stage.primary) > 1,
-        f"{len(stage.attention)} attention workers": bool(stage.attention),
-    }
-    for what, needed in refused.items():
-        if needed:
-            raise UnsupportedError(f"the plan needs {what}; this version runs one mixed group on one device", "plan with --system uniform")
-    rates = device_rates(plan.cluster.device(stage.primary[0]), plan.model.dtype)
-    pools = stage.pools
-    cost = Roofline(plan.model.shape, plan.model.dtype, rates).step_cost()
-    return GroupConfig(tuple(pool.device for pool in pools), tuple(pool.pages for pool in pools), cost)
+def _stage(stage: Stage, costs: Costs) -> StageConfig:
+    if len(stage.primary) > 1:
+        what = f"tensor parallelism over {len(stage.primary)} devices"
+        raise UnsupportedError(f"the plan needs {what}; this version has one primary device a stage", "make the plan again with this version")
+    (primary,) = stage.primary
+    pools = []
+    for pool in stage.pools:
+        sender = None if pool.device == primary else primary
+        pools.append(PoolConfig(pool.device, pool.pages, costs.head_cost(pool.device, stage.layers, sender)))
+    return StageConfig(stage.layers, tuple(pools), costs.stage_cost(primary, stage.layers, stage.weights))
+
+
+def _require_roles(plan: Plan) -> None:
+    """Prefill groups hand over to decode groups of the same stages; unlike layouts are not built yet."""
+    by_role: dict[str, list[Group]] = {"mixed": [], "prefill": [], "decode": []}
+    for group in plan.groups:
+        by_role[group.role].append(group)
+    prefill, decode = by_role["prefill"], by_role["decode"]
+    if bool(prefill) != bool(decode):
+        raise UnsupportedError("the plan has prefill groups without decode groups, or the other way round", "make the plan again")
+    if len(prefill) > 1 or len(decode) > 1:
+        what = f"{len(prefill)} prefill and {len(decode)} decode groups"
+        raise UnsupportedError(f"the plan has {what}; this version runs one of each", "plan with --system splitwise")
+    if prefill and [stage.layers for stage in prefill[0].stages] != [stage.layers for stage in decode[0].stages]:
+        raise UnsupportedError("the plan's prefill and decode groups have unlike stages, which this version cannot hand over between")

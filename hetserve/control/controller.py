@@ -14,19 +14,24 @@ import numpy as np
 from hetserve.control.config import ControllerConfig
 from hetserve.control.form import Former
 from hetserve.control.group import Group
+from hetserve.control.handoff import Handoffs
 from hetserve.control.messages import (
     Arrived,
     Cancelled,
     Command,
     Event,
     Finish,
+    MoveDone,
+    MoveKv,
     Reject,
     Request,
+    RunStep,
     StepDone,
     Stopped,
     WorkerJoined,
     WorkerLost,
 )
+from hetserve.control.moves import Moves
 from hetserve.control.states import MAX_CHOICES, RequestState, Sequence
 from hetserve.policy.row import Policies
 
@@ -45,9 +50,13 @@ class Controller:
         self.groups = [Group(index, config, policies) for index in range(len(config.groups))]
         self.requests: dict[int, RequestState] = {}
         self._formers = [Former(group) for group in self.groups]
+        by_role = {group.spec.role: group for group in self.groups}
+        self._handoffs = [Handoffs(by_role["prefill"], by_role["decode"])] if "prefill" in by_role else []
+        self._speed = np.array([group.spec.speed for group in self.groups])
         self._capacity = np.array([group.capacity_tokens() for group in self.groups], np.int64)
         self._arrivals = 0
         self._steps = 0
+        self._moves = 0
         self._why_down = ""
         self._totals = {"arrived": 0, "rejected": 0, "stop": 0, "length": 0, "abort": 0, "error": 0, "prompt_tokens": 0, "generation_tokens": 0}
         self._handlers: dict[type, Callable[[Any, list[Command]], None]] = {
@@ -57,18 +66,21 @@ class Controller:
             Cancelled: self._cancelled,
             WorkerLost: self._worker_lost,
             WorkerJoined: self._worker_joined,
+            MoveDone: self._move_done,
         }
 
     def handle(self, event: Event) -> list[Command]:
-        """What is to be done now that `event` has happened: new steps first, then what listeners are told."""
+        """What is to be done now that `event` has happened: new steps and moves first, then what listeners are told."""
         news: list[Command] = []
         self._handlers[type(event)](event, news)
-        steps: list[Command] = []
-        for former in self._formers:
-            while (step := former.form(self._steps)) is not None:
-                self._steps += 1
-                steps.append(step)
-        return steps + news
+        work: list[Command] = []
+        while True:
+            begun = self._begun()
+            self._requeue()
+            more: list[Command] = [*self._copies(), *self._form()]
+            work += more
+            if not more and self._begun() == begun and not any(group.again for group in self.groups):
+                return work + news
 
     def counts(self) -> dict[str, float]:
         """Numbers for /metrics. Gauges of now, totals since the start; requests with several choices count once per choice."""
@@ -77,7 +89,10 @@ class Controller:
             "waiting": sum(group.queue.waiting for group in self.groups),
             "pages": sum(group.pools.pages for group in self.groups),
             "pages_free": sum(group.pools.free for group in self.groups),
+            "kv_tokens": sum(group.kv_tokens() for group in self.groups),
             "preemptions_total": sum(group.preemptions for group in self.groups),
+            "moves_total": sum(mover.done for mover in self._movers()),
+            "moves_failed_total": sum(mover.failed for mover in self._movers()),
             **{f"{name}_total": total for name, total in self._totals.items()},
         }
 
@@ -98,7 +113,7 @@ class Controller:
         size = self.config.page_tokens
         state = RequestState(request, self._target(request), (len(request.prompt) - 1) // size * size, group, open=request.n)
         for choice in range(request.n):
-            sequence = Sequence(state, choice, self._arrivals * MAX_CHOICES + choice, request.prompt)
+            sequence = Sequence(state, choice, self._arrivals * MAX_CHOICES + choice, request.prompt, group)
             state.sequences.append(sequence)
             self.groups[group].queue.push(sequence)
         self._arrivals += 1
@@ -118,6 +133,14 @@ class Controller:
             assert sequence is not None
             self._finish(sequence, ending.reason, self._generated(sequence), news)
         group.release_going()
+        group.dispatcher.rebalance()
+
+    def _move_done(self, event: MoveDone, news: list[Command]) -> None:
+        for mover in self._movers():
+            if event.move in mover.commands:  # a lost worker's moves are forgotten
+                mover.report(event.move, event.ok)
+        for group in self.groups:
+            group.release_going()
 
     def _stopped(self, event: Stopped, news: list[Command]) -> None:
         state = self.requests.get(event.request)
@@ -133,13 +156,17 @@ class Controller:
                 self._finish(sequence, "abort", self._generated(sequence), news)
 
     def _worker_lost(self, event: WorkerLost, news: list[Command]) -> None:
-        """Everything on the groups that used the device waits again elsewhere, with its tokens as the new prompt, or fails where there is no
-        elsewhere."""
-        self._why_down = f"device {event.device!r} was lost: {event.reason}"
+        """What needed the device waits again, with its tokens as the new prompt, or fails where nobody is left to take it."""
         homeless: list[Sequence] = []
         for group in self.groups:
-            if event.device in group.spec.devices:
+            if any(pool.device == event.device for pool in group.spec.pools):
                 homeless += group.lose(event.device, event.reason)
+        for handoffs in self._handoffs:
+            if not (handoffs.source.up and handoffs.target.up):  # neither is of use without the other
+                homeless += handoffs.source.abandon() + handoffs.target.abandon()
+                handoffs.clear()
+        if not all(group.up for group in self.groups):
+            self._why_down = f"device {event.device!r} was lost: {event.reason}"
         for sequence in homeless:
             self._rehouse(sequence, news)
 
@@ -151,7 +178,43 @@ class Controller:
 
     def _route(self) -> int:
         """The group for a request without one; -1: all are down."""
-        return self.policies.route(np.array([group.tokens() for group in self.groups], np.int64), self._capacity)
+        usable = [group.tokens() if self._takes_prompts(group) else -1 for group in self.groups]
+        return self.policies.route(np.array(usable, np.int64), self._capacity, self._speed)
+
+    def _takes_prompts(self, group: Group) -> bool:
+        return group.spec.role != "decode" and group.up and all(one.target.up for one in self._handoffs if one.source is group)
+
+    def _movers(self) -> list[Moves | Handoffs]:
+        return [*(group.moves for group in self.groups), *self._handoffs]
+
+    def _begun(self) -> int:
+        """Grows whenever a move begins or is given up, so that `handle` looks again."""
+        return sum(group.moves.begun for group in self.groups)
+
+    def _number(self) -> int:
+        self._moves += 1
+        return self._moves
+
+    def _copies(self) -> list[MoveKv]:
+        """What is to be copied now, between the pools of a group and from group to group."""
+        return [command for mover in self._movers() for command in mover.advance(self._number)]
+
+    def _form(self) -> list[RunStep]:
+        steps = []
+        for former in self._formers:
+            while (step := former.form(self._steps)) is not None:
+                self._steps += 1
+                steps.append(step)
+        return steps
+
+    def _requeue(self) -> None:
+        """Sequences that gave way wait again where prompts are computed."""
+        for group in self.groups:
+            again, group.again = group.again, []
+            for sequence in again:
+                home = self.groups[sequence.request.group]
+                sequence.group = home.index
+                home.queue.push(sequence)
 
     def _target(self, request: Request) -> int:
         """Tokens at which a choice is complete: what was asked for, as far as the model and the smallest group's pages go."""
@@ -176,13 +239,12 @@ class Controller:
     def _generated(self, sequence: Sequence) -> int:
         """Tokens the sequence has generated and reported."""
         state = sequence.request
-        known = self.groups[state.group].slots.known[sequence.slot] if sequence.slot >= 0 else len(sequence.tokens)
+        known = self.groups[sequence.group].slots.known[sequence.slot] if sequence.slot >= 0 else len(sequence.tokens)
         return int(known) - len(state.request.prompt)
 
     def _finish(self, sequence: Sequence, reason: str, tokens: int, news: list[Command], why: str = "") -> None:
         """Ends a choice that waits or runs, and says so."""
-        state = sequence.request
-        group = self.groups[state.group]
+        group = self.groups[sequence.group]
         if sequence.slot >= 0:
             group.end(sequence.slot)
         else:
@@ -203,9 +265,10 @@ class Controller:
     def _rehouse(self, sequence: Sequence, news: list[Command]) -> None:
         """Finds a group for a sequence that lost its own. A request's choices stay together: the first one's route is everyone's."""
         state = sequence.request
-        if not self.groups[state.group].up and (group := self._route()) >= 0:
+        if not self._takes_prompts(self.groups[state.group]) and (group := self._route()) >= 0:
             state.group = group
-        if self.groups[state.group].up:
+        sequence.group = state.group
+        if self._takes_prompts(self.groups[state.group]):
             self.groups[state.group].queue.push(sequence)
             return
         sequence.done = True
@@ -216,7 +279,8 @@ class Controller:
     def check(self) -> None:
         """Asserts that nothing is lost or held twice: call it after any event."""
         for group in self.groups:
-            group.check()
+            group.check([pages for one in self._handoffs if one.target is group for pages in one.borrowed()])
+        self._check_progress()
         sequences = [one for state in self.requests.values() for one in state.sequences if not one.done]
         totals = self._totals
         over = sum(totals[name] for name in ("rejected", "stop", "length", "abort", "error"))
@@ -226,3 +290,11 @@ class Controller:
             assert state.open == sum(not one.done for one in state.sequences) > 0
         for group in self.groups:
             assert set(group.prompts.kept) <= self.requests.keys()
+
+    def _check_progress(self) -> None:
+        """Work that nobody will ever report anything about would hang."""
+        waits = [mover.commands for mover in self._movers()]
+        under_way = any(group.in_flight for group in self.groups) or any(waits)
+        assert under_way or not any((group.running or group.queue.waiting) and group.up for group in self.groups), "work, but nothing under way"
+        moving = sum(int(group.slots.moving.sum()) for group in self.groups)
+        assert moving == sum(map(len, waits))

@@ -24,7 +24,7 @@ class Grants:
         self._pages: list[Int32s] = []
 
     def add(self, slots: Int32s, index: Int32s, pages: Int32s) -> None:
-        """slots [k], index [k], pages [k, kv_heads]."""
+        """slots [k], index [k], pages [k, lanes]."""
         self._slots.append(slots)
         self._index.append(index)
         self._pages.append(pages)
@@ -42,24 +42,40 @@ class Former:
 
     def __init__(self, group: Group) -> None:
         self.group = group
+        self._turn = 0
 
     def form(self, step: int) -> RunStep | None:
         """The next step with the number `step`, or None when the group is down, has enough in flight, or has nothing to run."""
         group = self.group
-        if len(group.in_flight) >= group.config.depth or not group.up:
+        if len(group.in_flight) >= group.depth or not group.up:
             return None
-        slots = group.slots
         grants = Grants()
-        ready = slots.decoding & (slots.issued < slots.target)
+        ready = self._ready()
         calm = self._grow(ready, grants)
         decoding = int(np.count_nonzero(ready))
         budget = group.config.max_step_tokens - decoding
-        starts = self._admit(budget, grants) if calm else []
+        starts = self._adopt(grants) + (self._admit(budget, grants) if calm else [])
         chunks = self._chunks(budget)
         if not decoding and not chunks:
             assert not starts
             return None
         return self._send(step, ready, chunks, starts, grants)
+
+    def _ready(self) -> Mask:
+        """[slots] that take a token in this step. With several stages the slots take turns, so that every stage has a step to work on."""
+        group, slots = self.group, self.group.slots
+        if group.spec.role == "prefill":
+            return np.zeros(len(slots.phase), bool)
+        ready = slots.decoding & (slots.issued < slots.target) & ~slots.paused
+        if group.stages == 1:
+            return ready
+        ready &= slots.in_flight == 0
+        turns = np.arange(len(ready)) % group.stages
+        for turn in range(self._turn, self._turn + group.stages):
+            if (ready & (turns == turn % group.stages)).any():
+                self._turn = turn + 1
+                return ready & (turns == turn % group.stages)
+        return ready
 
     # ----------------------------------------------------------------------------------------------- page growth
 
@@ -85,12 +101,16 @@ class Former:
         """Finds pages for `needy`; returns those that get some now, earliest arrivals first in line."""
         group, slots = self.group, self.group.slots
         while len(needy) and not group.pools.fit(slots.placement[needy]) and not group.going:
+            short = group.pools.short(slots.placement[needy])
+            if group.moves.releasing()[short].any():
+                break
             if group.prompts.drop_one():
                 continue
-            short = group.pools.short(slots.placement[needy])
             holders = np.flatnonzero((slots.phase != FREE) & short[slots.placement].any(1))
-            assert len(holders) > 1, "one sequence alone always fits"
             victim = int(holders[group.policies.evict(slots.order[holders])])
+            if group.dispatcher.replace(victim):
+                continue
+            assert group.running > 1 or group.dispatcher.active or group.spec.role == "decode", "one sequence alone always fits"
             group.preempt(victim)
             ready[victim] = False
             needy = needy[needy != victim]
@@ -102,6 +122,15 @@ class Former:
         return np.sort(by_arrival[:served])
 
     # -------------------------------------------------------------------------------------------- new sequences
+
+    def _adopt(self, grants: Grants) -> list[Start]:
+        """Sequences that a prefill group has handed over since the last step."""
+        group, slots = self.group, self.group.slots
+        starts, group.adopted = group.adopted, []
+        for start in starts:
+            rows = int(slots.room[start.slot]) // group.config.page_tokens
+            grants.add(np.full(rows, start.slot, np.int32), np.arange(rows, dtype=np.int32), slots.pages[start.slot, :, :rows].T.copy())
+        return starts
 
     def _admit(self, budget: int, grants: Grants) -> list[Start]:
         """Starts waiting sequences, earliest first, while the step has tokens to spare for them."""
@@ -117,6 +146,7 @@ class Former:
                 break
             starts.append(start)
             planned += len(start.tokens) - start.cached_tokens
+        group.dispatcher.place([start.slot for start in starts])
         return starts
 
     def _start(self, sequence: Sequence, grants: Grants) -> Start | None:
@@ -129,9 +159,8 @@ class Former:
             prefix, wait = group.prompts.find(sequence)
             if wait:
                 return None
-            placement = prefix.placement if prefix else group.policies.heads(group.config.kv_heads, group.pools.free_each())
-            shared = prefix.pages.shape[1] if prefix else 0
-            if group.pools.fit(placement, rows - shared, 0.0 if alone else group.config.watermark):
+            shared = 0 if prefix is None else prefix.shape[1]
+            if group.pools.fit(group.home, rows - shared, 0.0 if alone else group.config.watermark):
                 break
             if not alone:
                 return None
@@ -139,10 +168,9 @@ class Former:
         request = sequence.request.request
         tokens = sequence.tokens
         group.queue.pop()
-        slot, pages = group.start(sequence, prefix, placement)
+        slot, pages = group.start(sequence, prefix)
         grants.add(np.full(rows, slot, np.int32), np.arange(rows, dtype=np.int32), pages)
-        devices = placement if placement.any() else NO_INTS
-        return Start(slot, request.id, sequence.choice, tokens, len(request.prompt), shared * size, request.sampling, devices)
+        return Start(slot, request.id, sequence.choice, tokens, len(request.prompt), shared * size, request.sampling)
 
     # ----------------------------------------------------------------------------------------------------- step
 
@@ -180,19 +208,20 @@ class Former:
         slots.in_flight += members
         group.in_flight.append(SentStep(step, rows, requests, choices, samples, members))
         tokens = len(standing.rows) + sum(size for _, size in chunks)
+        replaces, group.moves.replaces = group.moves.replaces, []
         return RunStep(
             step,
             group.index,
             np.array(ends, np.int32) if ends else NO_INTS,
             tuple(starts),
-            (),
+            tuple(replaces),
             *grants.arrays(),
             leaves,
             joins,
             np.array([slot for slot, _ in chunks], np.int32) if chunks else NO_INTS,
             np.array([size for _, size in chunks], np.int32) if chunks else NO_INTS,
             np.array(sampling, np.int32) if chunks else NO_INTS,
-            group.spec.cost.step_s(tokens, len(rows), context, pairs),
+            sum(stage.cost.step_s(tokens, len(rows), context, pairs) for stage in group.spec.stages),
         )
 
     def _restand(self, ready: Mask, ends: list[int]) -> tuple[Int32s, Int32s]:

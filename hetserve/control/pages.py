@@ -1,7 +1,7 @@
 """Pages of one group: which are free, how often each is referred to. Never over-commits; no object per page.
 
-A page id belongs to one pool, the pool to one device. A *row* is one page of every KV head: what a sequence needs for the next page_tokens
-tokens. Its placement says which device, and so which pool, holds each head.
+A page id belongs to one pool, the pool to one device and stage. A *row* is one page of every lane (a KV head in a stage's layers): what a
+sequence needs for the next page_tokens tokens. Its placement says which pool holds each lane.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ class Pool:
 
 
 class Pools:
-    """The pools of a group's devices, addressed by placement: int32 [..., kv_heads], each head group's device index."""
+    """The pools of a group, addressed by placement: int32 [..., lanes], each lane's pool."""
 
     def __init__(self, pages: tuple[int, ...]) -> None:
         self.pools = [Pool(count) for count in pages]
@@ -63,7 +63,7 @@ class Pools:
         return sum(pool.free for pool in self.pools)
 
     def free_each(self) -> Int32s:
-        """int32 [devices] free pages of each pool."""
+        """int32 [pools] free pages of each pool."""
         return np.array([pool.free for pool in self.pools], np.int32)
 
     def fit(self, placement: Int32s, rows: int = 1, spare: float = 0.0) -> bool:
@@ -75,7 +75,7 @@ class Pools:
         return all(need == 0 or need <= pool.free - int(spare * pool.pages) for need, pool in zip(needed.tolist(), self.pools, strict=True))
 
     def short(self, placement: Int32s) -> NDArray[np.bool_]:
-        """[devices] whose pools do not hold one more row for every sequence in `placement`."""
+        """[pools] that do not hold one more row for every sequence in `placement`."""
         return np.bincount(placement.ravel(), minlength=len(self.pools)) > self.free_each()
 
     def take(self, placement: Int32s) -> Int32s:
@@ -83,20 +83,20 @@ class Pools:
         if len(self.pools) == 1:
             return self.pools[0].take(placement.size).reshape(placement.shape)
         ids = np.empty(placement.shape, np.int32)
-        for device, pool in enumerate(self.pools):
-            here = placement == device
+        for index, pool in enumerate(self.pools):
+            here = placement == index
             ids[here] = pool.take(int(np.count_nonzero(here)))
         return ids
 
     def share(self, pages: Int32s, placement: Int32s) -> None:
-        """One more reference to pages [kv_heads, rows] placed by [kv_heads]."""
-        for device, pool in enumerate(self.pools):
-            pool.share(pages[placement == device].ravel())
+        """One more reference to pages [lanes, rows] placed by [lanes]."""
+        for index, pool in enumerate(self.pools):
+            pool.share(pages[placement == index].ravel())
 
     def give(self, pages: Int32s, placement: Int32s) -> None:
-        """One reference less to pages [kv_heads, rows] placed by [kv_heads].
+        """One reference less to pages [lanes, rows] placed by [lanes].
 
         Last row first, so that `take` finds them in the order in which they were handed out: rows stay runs of memory, which attention reads faster.
         """
-        for device, pool in enumerate(self.pools):
-            pool.give(pages[placement == device].T.ravel()[::-1])
+        for index, pool in enumerate(self.pools):
+            pool.give(pages[placement == index].T.ravel()[::-1])

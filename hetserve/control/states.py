@@ -21,6 +21,7 @@ PREFILL = 1  # some known tokens are not computed (or sent to be) yet
 DECODE = 2  # takes its last sampled token, one a step
 LEAVING = 3  # preempted: back to waiting once its steps in flight are reported
 CLOSED = 4  # finished: its pages are free once its steps in flight are reported
+LOST = 5  # some of its KV went with a device: back to waiting likewise, and what its steps in flight sample is dropped
 
 
 @dataclass(eq=False)
@@ -31,6 +32,7 @@ class Sequence:
     choice: int
     order: int  # earlier arrivals have smaller ones; unique
     tokens: Int32s  # while waiting: [known] prompt and what was generated before a preemption
+    group: int  # whose queue or slot it is in
     slot: int = -1  # -1: waiting or done
     done: bool = False
 
@@ -42,7 +44,7 @@ class RequestState:
     request: Request
     target: int  # tokens, prompt included, at which a choice has its full length
     cached_tokens: int  # leading prompt tokens in full pages, which choices can share
-    group: int
+    group: int  # whose primaries compute its prompt
     sequences: list[Sequence] = field(default_factory=list)
     open: int = 0  # choices not done
 
@@ -56,10 +58,10 @@ class Slots:
 
     Args:
         count: slots.
-        kv_heads, page_tokens, max_tokens: shape of a sequence's page table and token buffer.
+        lanes, page_tokens, max_tokens: shape of a sequence's page table and token buffer.
     """
 
-    def __init__(self, count: int, kv_heads: int, page_tokens: int, max_tokens: int) -> None:
+    def __init__(self, count: int, lanes: int, page_tokens: int, max_tokens: int) -> None:
         self.page_tokens = page_tokens
         self.phase = np.zeros(count, np.int8)
         self.decoding = np.zeros(count, bool)  # phase == DECODE
@@ -77,9 +79,14 @@ class Slots:
         self.choice = np.zeros(count, np.int32)
         self.last = np.full(count, -2, np.int32)  # the last token reported
         self.stops = np.full((1, count), -1, np.int32)  # [most stop ids of a sequence, slots]
-        self.placement = np.zeros((count, kv_heads), np.int32)
+        self.placement = np.zeros((count, lanes), np.int32)  # pools
+        self.goal = np.zeros((count, lanes), np.int32)  # the same once moves under way are done
+        self.begun = np.zeros(count, np.int32)  # tokens known when it entered the slot
+        self.settled = np.zeros(count, np.int32)  # tokens known when its last move began
+        self.moving = np.zeros(count, np.int32)  # commands under way that read its pages
+        self.paused = np.zeros(count, bool)  # sits out until its pages are where they are going
         self.tokens = np.zeros((count, max_tokens + 1), np.int32)
-        self.pages = np.zeros((count, kv_heads, -(-max_tokens // page_tokens)), np.int32)
+        self.pages = np.zeros((count, lanes, -(-max_tokens // page_tokens)), np.int32)
         self.sequences: list[Sequence | None] = [None] * count
 
     def open(self, slot: int, sequence: Sequence, placement: Int32s) -> None:
@@ -96,7 +103,10 @@ class Slots:
         self.order[slot] = sequence.order
         self.request[slot], self.choice[slot] = request.id, sequence.choice
         self._set_stops(slot, request.stop_token_ids)
-        self.placement[slot] = placement
+        self.placement[slot] = self.goal[slot] = placement
+        self.begun[slot] = known
+        self.settled[slot] = known - self.page_tokens
+        self.paused[slot] = False
         self.tokens[slot, :known] = sequence.tokens
         self.sequences[slot] = sequence
         sequence.slot = slot
@@ -105,7 +115,7 @@ class Slots:
     def clear(self, slot: int) -> Sequence:
         """Empties a slot; its sequence has all known tokens again."""
         sequence = self.sequences[slot]
-        assert sequence is not None and self.in_flight[slot] == 0
+        assert sequence is not None and self.in_flight[slot] == 0 and self.moving[slot] == 0
         sequence.tokens = self.tokens[slot, : self.known[slot]].copy()
         sequence.slot = -1
         self.sequences[slot] = None
@@ -121,7 +131,7 @@ class Slots:
         self.decoding[slot] = phase == DECODE
 
     def held(self, slot: int) -> Int32s:
-        """The pages a slot holds: int32 [kv_heads, rows]."""
+        """The pages a slot holds: int32 [lanes, rows]."""
         return self.pages[slot, :, : self.room[slot] // self.page_tokens]
 
     def _set_stops(self, slot: int, stops: tuple[int, ...]) -> None:

@@ -1,17 +1,21 @@
-"""Which running requests change their placement, and where to."""
+"""Which running request is placed anew, because the pools are too far from the best balance."""
 
 from __future__ import annotations
 
-from hetserve.policy.row import Ints
+from hetserve.policy.row import Floats, Ints
 
 
-def none(heads: Ints, tokens: Ints) -> list[tuple[int, int]]:
-    """Nobody moves.
+def none(kv_heads: int, counts: Ints, tokens: Ints, order: Ints, pages_free: Ints, head_s: Floats, token_s: Floats, fixed_s: Floats) -> int:
+    """Nobody is.
 
     Args:
-        heads: int64 [devices] head groups each device holds.
-        tokens: int64 [devices] head groups times tokens each device holds.
+        kv_heads: head groups of a request.
+        counts: int32 [requests, pools] head groups of each running request on each pool of a stage.
+        tokens: int64 [requests] their lengths.
+        order: int64 [requests] larger arrived later.
+        pages_free: int64 [pools].
+        head_s, token_s, fixed_s: float64 [pools] as in policy/heads.py.
 
-    Returns: (slot, device) pairs to re-place.
+    Returns: the request's index; -1: none.
     """
-    return []
+    return -1

@@ -10,12 +10,19 @@ from numpy.typing import NDArray
 
 Ints = NDArray[np.integer]
 Int32s = NDArray[np.int32]
+Floats = NDArray[np.float64]
+
+Route = Callable[[Ints, Ints, Floats], int]  # see policy/route.py
+Batch = Callable[[int, Ints], list[int]]  # see policy/batch.py
+Heads = Callable[[int, int, Ints, Ints, Ints, Ints, Ints, Floats, Floats, Floats], Int32s]  # see policy/heads.py
+Rebalance = Callable[[int, Ints, Ints, Ints, Ints, Floats, Floats, Floats], int]  # see policy/rebalance.py
+Evict = Callable[[Ints], int]  # see policy/evict.py
 
 
 @dataclass(frozen=True)
 class Policies:
-    route: Callable[[Ints, Ints], int]  # see policy/route.py
-    batch: Callable[[int, Ints], list[int]]  # see policy/batch.py
-    heads: Callable[[int, Ints], Int32s]  # see policy/heads.py
-    rebalance: Callable[[Ints, Ints], list[tuple[int, int]]]  # see policy/rebalance.py
-    evict: Callable[[Ints], int]  # see policy/evict.py
+    route: Route
+    batch: Batch
+    heads: Heads
+    rebalance: Rebalance
+    evict: Evict

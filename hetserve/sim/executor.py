@@ -12,12 +12,24 @@ from functools import partial
 
 import numpy as np
 
-from hetserve.control.messages import Arrived, Command, Event, Finish, Reject, Request, RunStep, StepDone, Tokens, WakeAt, Woke
-from hetserve.cost.roofline import StepCost
-from hetserve.errors import UnsupportedError
-from hetserve.sim.device import END, MORE, SimWorker
+from hetserve.control.messages import (
+    Arrived,
+    Command,
+    Event,
+    Finish,
+    MoveDone,
+    MoveKv,
+    Reject,
+    Request,
+    RunStep,
+    StepDone,
+    Tokens,
+    WakeAt,
+    Woke,
+)
+from hetserve.sim.device import END, MORE, SimGroup, SimStage
 
-STEP_ENDS, ARRIVES, WAKES = range(3)  # priorities
+STEP_ENDS, MOVE_ENDS, ARRIVES, WAKES = range(4)  # priorities
 
 Make = Callable[[float, int], Event]  # (at_s, seq) -> event
 
@@ -47,14 +59,25 @@ class SimExecutor:
     """Drives simulated workers.
 
     Args:
-        costs: each group's step time.
+        groups: the stages of each group.
+        kv_heads: KV heads of the model.
+        move_s: seconds that a move takes.
         max_seqs: slots of each group.
         max_tokens: what every request asks for; answers end before it by their stop token.
     """
 
-    def __init__(self, arrivals: Sequence[Arrival], costs: Sequence[StepCost], max_seqs: int, max_tokens: int) -> None:
+    def __init__(
+        self,
+        arrivals: Sequence[Arrival],
+        groups: Sequence[Sequence[SimStage]],
+        kv_heads: int,
+        move_s: Callable[[MoveKv], float],
+        max_seqs: int,
+        max_tokens: int,
+    ) -> None:
         outputs = {number: arrival.output_tokens for number, arrival in enumerate(arrivals)}
-        self.workers = [SimWorker(max_seqs, cost, outputs) for cost in costs]
+        self.groups = [SimGroup(max_seqs, stages, kv_heads, outputs) for stages in groups]
+        self._move_s = move_s
         self.outcomes = [[Outcome(one.at_s, one.prompt_tokens) for _ in range(one.n)] for one in arrivals]
         self.now_s = 0.0
         self.events_seen = 0
@@ -73,14 +96,10 @@ class SimExecutor:
             yield event
 
     def execute(self, command: Command) -> None:
-        """Carries out one command.
-
-        Raises:
-            UnsupportedError: the command needs what this simulator does not have yet (KV moves).
-        """
+        """Carries out one command."""
         match command:
             case RunStep():
-                tokens, done_s, step_s = self.workers[command.group].run(command, self.now_s)
+                tokens, done_s, step_s = self.groups[command.group].run(command, self.now_s)
                 step, group = command.step, command.group
                 self._push(done_s, STEP_ENDS, lambda at_s, seq: StepDone(at_s, seq, step, group, tokens, step_s))
             case Tokens():
@@ -96,8 +115,9 @@ class SimExecutor:
                     self.ended += 1
             case WakeAt():
                 self._push(command.at_s, WAKES, Woke)
-            case _:
-                raise UnsupportedError(f"the simulator cannot carry out {type(command).__name__} yet")
+            case MoveKv():
+                move = command.move
+                self._push(self.now_s + self._move_s(command), MOVE_ENDS, lambda at_s, seq: MoveDone(at_s, seq, move, True))
 
     def _push(self, at_s: float, priority: int, make: Make) -> None:
         heapq.heappush(self._heap, (at_s, priority, self._pushed, make))

@@ -12,12 +12,14 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from hetserve.control.codec import MESSAGES
-from hetserve.control.config import ControllerConfig, GroupConfig
+from hetserve.control.config import ControllerConfig, GroupConfig, PoolConfig, StageConfig
 from hetserve.control.controller import Controller
 from hetserve.control.messages import (
     Arrived,
     Cancelled,
     Finish,
+    MoveDone,
+    MoveKv,
     Reject,
     Request,
     RunStep,
@@ -27,6 +29,7 @@ from hetserve.control.messages import (
     WorkerJoined,
     WorkerLost,
 )
+from hetserve.cost.costs import HeadCost
 from hetserve.cost.roofline import StepCost
 from hetserve.systems import UNIFORM
 
@@ -34,12 +37,23 @@ COST = StepCost(fixed_s=1e-3, token_s=1e-5, weights_s=1e-3, context_s=1e-7, pair
 PAGE_TOKENS = 4
 
 
-def config(pages: int = 64, heads: int = 2, devices: int = 1, **changes) -> ControllerConfig:
-    """A small group: `pages` in each of `devices` pools."""
-    names = tuple(f"dev{index}" for index in range(devices))
-    group = GroupConfig(names, (pages,) * devices, COST)
+def stage(device: str, pages: tuple[int, ...], layers: tuple[int, int] = (0, 1)) -> StageConfig:
+    """A stage on `device`, whose further pools are those of attention workers named after it."""
+    pools = tuple(PoolConfig(device + "abcdef"[i] * (i > 0), count, HeadCost(1e-6, 1e-8, 1e-5 * i, "test")) for i, count in enumerate(pages))
+    return StageConfig(layers, pools, COST)
+
+
+def config(pages: int = 64, heads: int = 2, devices: int = 1, stages: int = 1, **changes) -> ControllerConfig:
+    """A small group: each stage a primary and devices - 1 attention workers with `pages` pages each."""
+    group = GroupConfig(tuple(stage(f"dev{index}", (pages,) * devices, (index, index + 1)) for index in range(stages)))
     base = ControllerConfig("uniform", "none", (group,), heads, PAGE_TOKENS, 64, 8, 16, 2, 100, 0.0)
     return replace(base, **changes)
+
+
+def splitwise(pages: int = 64, heads: int = 2, **changes) -> ControllerConfig:
+    """A prefill group and a decode group."""
+    groups = (GroupConfig((stage("first", (pages,)),), "prefill"), GroupConfig((stage("second", (pages,)),), "decode"))
+    return replace(config(pages, heads, **changes), groups=groups)
 
 
 def next_token(tokens: np.ndarray, choice: int, vocab: int) -> int:
@@ -63,16 +77,20 @@ class Worker:
     """Applies steps as RunStep documents them, and checks what a real worker takes for granted."""
 
     def __init__(self, config: ControllerConfig, group: int, vocab: int) -> None:
-        self.vocab, self.size, self.heads = vocab, config.page_tokens, config.kv_heads
+        spec = config.groups[group]
+        self.vocab, self.size, self.heads = vocab, config.page_tokens, config.kv_heads * len(spec.stages)
+        firsts = np.cumsum([0, *(len(one.pools) for one in spec.stages[:-1])])
+        self.home = np.repeat(firsts, config.kv_heads)  # [lanes]
         slots, most = config.max_seqs, config.max_model_len
         self.tokens: list[list[int] | None] = [None] * slots
         self.computed = [0] * slots
         self.choice = [0] * slots
         self.standing = np.zeros(slots, bool)
-        self.devices = np.zeros((slots, self.heads), np.int32)
+        self.pools = np.zeros((slots, self.heads), np.int32)
         self.pages = np.full((slots, self.heads, -(-most // self.size)), -1, np.int32)
-        self.memory = [np.zeros((count, self.size), np.int64) for count in config.groups[group].pages]
+        self.memory = [np.zeros((count, self.size), np.int64) for count in [pool.pages for pool in spec.pools]]
         self.most_tokens = config.max_step_tokens
+        self.blind: set[int] = set()  # pools of lost devices: what is read there is not checked, and must not be told
 
     def run(self, step: RunStep) -> list[int]:
         """The sampled tokens."""
@@ -81,6 +99,11 @@ class Worker:
             self.tokens[slot], self.standing[slot] = None, False
         for start in step.starts:
             self._start(start)
+        for one in step.replaces:
+            assert self.tokens[one.slot] is not None
+            self.pages[one.slot][one.lanes] = -1
+            self.pages[one.slot][one.lanes, : one.pages.shape[1]] = one.pages
+            self.pools[one.slot][one.lanes] = one.pools
         for slot, index, pages in zip(step.grant_slots.tolist(), step.grant_index.tolist(), step.grant_pages, strict=True):
             assert self.tokens[slot] is not None and self.pages[slot, 0, index] == -1, "a page for nobody, or a second one for the same place"
             self.pages[slot, :, index] = pages
@@ -95,28 +118,33 @@ class Worker:
         self.tokens[slot] = start.tokens.tolist()
         self.computed[slot], self.choice[slot] = start.cached_tokens, start.choice
         self.pages[slot] = -1
-        self.devices[slot] = start.pools if len(start.pools) else 0
+        self.pools[slot] = self.home
 
     def _pass(self, step: RunStep) -> list[int]:
         rows = [(int(slot), 1, True) for slot in np.flatnonzero(self.standing)]
         rows += [(s, n, bool(m)) for s, n, m in zip(step.chunk_slots.tolist(), step.chunk_tokens.tolist(), step.chunk_samples.tolist(), strict=True)]
         assert 0 < sum(count for _, count, _ in rows) <= self.most_tokens
         assert len({slot for slot, _, _ in rows}) == len(rows), "a slot twice in one step"
+        assert (self.pools[step.chunk_slots] == self.home).all(), "prompts are computed on primaries"
         for slot, count, samples in rows:
             self._store(slot, count)
             assert samples == (self.computed[slot] == len(self.tokens[slot])), "samples exactly at the last known token"
         for slot, _, _ in rows:
             self._read(slot)
-        sampled = [(slot, next_token(np.array(self.tokens[slot]), self.choice[slot], self.vocab)) for slot, _, samples in rows if samples]
+        sampled = [(slot, self._sample(slot)) for slot, _, samples in rows if samples]
         for slot, token in sampled:
             self.tokens[slot].append(token)
         return [token for _, token in sampled]
+
+    def _sample(self, slot: int) -> int:
+        blind = self.blind & set(self.pools[slot].tolist())
+        return -7 if blind else next_token(np.array(self.tokens[slot]), self.choice[slot], self.vocab)
 
     def _signs(self, slot: int, count: int) -> list[int]:
         """What the KV of each of the first `count` tokens must look like: it depends on everything before it."""
         sign, signs = 0, []
         for token in self.tokens[slot][:count]:
-            sign = zlib.crc32(token.to_bytes(4, "little"), sign)
+            sign = zlib.crc32(token.to_bytes(4, "little", signed=True), sign)
             signs.append(sign + 1)
         return signs
 
@@ -127,13 +155,15 @@ class Worker:
             for head in range(self.heads):
                 page = self.pages[slot, head, position // self.size]
                 assert page >= 0, "stores without a page"
-                self.memory[self.devices[slot, head]][page, position % self.size] = sign * 100 + head
+                self.memory[self.pools[slot, head]][page, position % self.size] = sign * 100 + head
         self.computed[slot] = last
 
     def _read(self, slot: int) -> None:
         for position, sign in enumerate(self._signs(slot, self.computed[slot])):
             for head in range(self.heads):
-                found = self.memory[self.devices[slot, head]][self.pages[slot, head, position // self.size], position % self.size]
+                if self.pools[slot, head] in self.blind:
+                    continue
+                found = self.memory[self.pools[slot, head]][self.pages[slot, head, position // self.size], position % self.size]
                 assert found == sign * 100 + head, f"slot {slot} head {head} position {position}: somebody else's KV"
 
 
@@ -155,6 +185,7 @@ class World:
         self.controller = Controller(config, policies)
         self.workers = [Worker(config, group, vocab) for group in range(len(config.groups))]
         self.pending: list[list[RunStep]] = [[] for _ in config.groups]
+        self.moves: list[MoveKv] = []  # not carried out
         self.requests: dict[int, Request] = {}
         self.answers: dict[tuple[int, int], Answer] = {}
         self.rejected: dict[int, Reject] = {}
@@ -189,23 +220,52 @@ class World:
         tokens = self.workers[group].run(step)
         return self.send(StepDone, step.step, group, np.array(tokens, np.int32), 0.001)
 
+    def move(self, index: int = 0, ok: bool = True):
+        """One of the moves under way is done, or fails half done."""
+        command = self.moves.pop(index)
+        source, target = (self.workers[place.group].memory[place.pool] for place in (command.source, command.target))
+        assert command.pages_from.shape == command.pages_to.shape
+        columns = slice(None) if ok else slice(None, None, 2)
+        target[command.pages_to[:, columns]] = source[command.pages_from[:, columns]]
+        return self.send(MoveDone, command.move, ok)
+
     def cancel(self, request: int):
         return self.send(Cancelled, request)
 
     def stop(self, request: int, choice: int, at_token: int):
         return self.send(Stopped, request, choice, at_token)
 
-    def lose(self, group: int = 0):
-        self.pending[group].clear()
-        return self.send(WorkerLost, self.config.groups[group].devices[0], "it was killed")
+    def lose(self, group: int = 0, pool: int = 0):
+        """A pool's device is gone; with a primary the whole group, and the group it works with."""
+        spec = self.config.groups[group]
+        device = spec.pools[pool].device
+        if any(device == one.pools[0].device for one in spec.stages):
+            for number in [group] if spec.role == "mixed" else range(len(self.pending)):
+                self.pending[number].clear()
+                self.moves = [move for move in self.moves if number not in (move.source.group, move.target.group)]
+        else:
+            self.workers[group].memory[pool][:] = -1  # what steps in flight read there is nonsense
+            self.moves = [move for move in self.moves if pool not in (move.source.pool, move.target.pool)]
+            self.workers[group].blind.add(pool)
+        return self.send(WorkerLost, device, "it was killed")
 
-    def rejoin(self, group: int = 0):
-        self.workers[group] = Worker(self.config, group, self.vocab)
-        return self.send(WorkerJoined, self.config.groups[group].devices[0])
+    def rejoin(self, group: int = 0, pool: int = 0):
+        spec = self.config.groups[group]
+        device = spec.pools[pool].device
+        if any(device == one.pools[0].device for one in spec.stages):
+            for number in [group] if spec.role == "mixed" else range(len(self.pending)):
+                self.workers[number] = Worker(self.config, number, self.vocab)
+        else:
+            while self.pending[group]:  # steps from before may still read there
+                self.complete(group)
+            self.workers[group].blind.discard(pool)
+        return self.send(WorkerJoined, device)
 
     def run_out(self, most_steps: int = 100_000) -> None:
-        """Completes steps until nothing is in flight."""
+        """Completes steps and moves until nothing is in flight."""
         for _ in range(most_steps):
+            while self.moves:
+                self.move()
             groups = [group for group, steps in enumerate(self.pending) if steps]
             if not groups:
                 return
@@ -213,7 +273,8 @@ class World:
         raise AssertionError("it never ends")
 
     def longest(self) -> int:
-        capacity = min(group.pages[0] // self.config.kv_heads * self.config.page_tokens for group in self.config.groups)
+        least = min(stage.pools[0].pages for group in self.config.groups for stage in group.stages)
+        capacity = least // self.config.kv_heads * self.config.page_tokens
         return min(self.config.max_model_len, capacity)
 
     def expect_answers(self) -> None:
@@ -233,7 +294,7 @@ class World:
             case RunStep():
                 self.pending[command.group].append(command)
                 self.most_in_flight = max(self.most_in_flight, len(self.pending[command.group]))
-                assert len(self.pending[command.group]) <= self.config.depth
+                assert len(self.pending[command.group]) <= max(self.config.depth, len(self.config.groups[command.group].stages))
                 assert command.predicted_s > 0
             case Tokens():
                 assert len(set(zip(command.requests, command.choices, strict=True))) == len(command.tokens) == len(command.rows)
@@ -247,6 +308,8 @@ class World:
                 answer.reason, answer.count, answer.why = command.reason, command.tokens, command.why
             case Reject():
                 self.rejected[command.request] = command
+            case MoveKv():
+                self.moves.append(command)
             case _:
                 raise AssertionError(command)
 
@@ -266,6 +329,8 @@ def tell(command) -> str:
             ]
             parts += [f"leave {slots(command.leaves)}"] if len(command.leaves) else []
             parts += [f"join {slots(command.joins)}"] if len(command.joins) else []
+            for one in command.replaces:
+                parts.append(f"slot {one.slot} lanes {one.lanes.tolist()} now in pools {one.pools.tolist()}, pages {one.pages.tolist()}")
             for slot, tokens, samples in zip(command.chunk_slots, command.chunk_tokens, command.chunk_samples, strict=True):
                 parts.append(f"chunk slot {slot} takes {tokens}{', samples' if samples else ''}")
             return "\n    ".join(parts)
@@ -273,6 +338,9 @@ def tell(command) -> str:
             return "tell " + ", ".join(f"r{r}.{c} {t}" for r, c, t in zip(command.requests, command.choices, command.tokens, strict=True))
         case Finish():
             return f"finish r{command.request}.{command.choice} {command.reason} after {command.tokens}" + (f": {command.why}" if command.why else "")
+        case MoveKv():
+            ends = f"pool {command.source.group}.{command.source.pool} to {command.target.group}.{command.target.pool}"
+            return f"move {command.move}: r{command.request}.{command.choice} heads {command.heads.tolist()}, {ends}"
         case Reject():
             return f"reject r{command.request}{' for now' if command.retry else ''}: {command.why}"
     raise AssertionError(command)
@@ -290,6 +358,8 @@ def hear(event) -> str:
             return f"r{event.request.id} arrives: {len(event.request.prompt)} tokens, wants {event.request.max_tokens}{more}"
         case StepDone():
             return f"step {event.step} done: {event.tokens.tolist()}"
+        case MoveDone():
+            return f"move {event.move} {'is done' if event.ok else 'failed'}"
         case Cancelled():
             return f"r{event.request} is cancelled"
         case Stopped():

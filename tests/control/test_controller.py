@@ -6,8 +6,9 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from control_harness import World, config, expected
+from control_harness import World, config, expected, splitwise, stage
 
+from hetserve.control.config import GroupConfig
 from hetserve.control.messages import Request, RunStep, StepDone
 from hetserve.policy.row import Policies
 from hetserve.systems import UNIFORM
@@ -142,10 +143,10 @@ def test_a_report_of_a_lost_workers_step_is_ignored() -> None:
 
 
 def two_groups(**changes) -> World:
-    """Two groups on a device each; the controller has no idea that this version's plans have one."""
+    """Two groups on a device each; as `replicas` plans have them."""
     one = config(**changes)
-    groups = (one.groups[0], replace(one.groups[0], devices=("other",)))
-    return World(replace(one, groups=groups))
+    other = GroupConfig((stage("other", (64,)),))
+    return World(replace(one, groups=(one.groups[0], other)))
 
 
 def test_requests_go_to_the_group_with_the_smaller_load() -> None:
@@ -219,40 +220,67 @@ def test_policies_are_asked_with_numbers_only() -> None:
 
 
 def placed(*placements: list[int]) -> Policies:
-    """UNIFORM, but the n-th time a placement is asked for it is the n-th of these, and from then on the last."""
+    """UNIFORM, but the n-th request gets the n-th of these: head groups on the primary and on the attention worker; the last goes for the rest."""
     left = list(placements)
-    return replace(UNIFORM, heads=lambda kv_heads, free: np.array(left.pop(0) if len(left) > 1 else left[0], np.int32))
+
+    def heads(kv_heads, ranks, tokens, *_):
+        return np.array([[left.pop(0) if len(left) > 1 else left[0]] for _ in tokens], np.int32)
+
+    return replace(UNIFORM, heads=heads)
 
 
-def test_the_victim_holds_pages_where_they_are_short() -> None:
-    """Three pages a device. r0 and r1 fill device 0, r2 is the latest and lies on device 1: r1 gives way, r2 runs on."""
-    world = World(config(heads=1, pages=3, devices=2, depth=1, max_model_len=12), policies=placed([0], [0], [1], [0]))
+def test_heads_move_to_an_attention_worker_while_their_request_decodes() -> None:
+    """Full pages first; then the request sits out one step, its last page follows, and the next step is told."""
+    world = World(config(heads=2, devices=2, depth=1, max_model_len=40), policies=placed([1, 1]))
+    world.arrive(11, 9)
+    assert not world.moves
+    world.complete()
+    assert [move.pages_from.shape for move in world.moves] == [(1, 2)]
+    world.complete()
+    world.move()
+    assert not world.moves and world.pending[0], "its step in flight comes first"
+    world.complete()
+    assert [move.pages_from.shape for move in world.moves] == [(1, 2)] and not world.pending[0]
+    (step,) = world.move()
+    assert [(one.slot, one.lanes.tolist(), one.pools.tolist()) for one in step.replaces] == [(0, [1], [1])]
+    assert world.controller.groups[0].pools.free_each().tolist() == [64 - 4, 64 - 4]
+    world.run_out()
+    world.expect_answers()
+
+
+def test_a_failed_move_leaves_everything_as_it_was() -> None:
+    world = World(config(heads=2, devices=2, depth=1), policies=placed([1, 1]))
+    world.arrive(11, 9)
+    world.complete()
+    world.move(ok=False)
+    assert world.controller.groups[0].pools.free_each()[1] == 64
+    assert world.controller.counts()["moves_failed_total"] == 1
+    world.run_out()
+    world.expect_answers()
+    assert world.answers[0, 0].reason == "length"
+
+
+def test_a_full_attention_worker_is_relieved_before_anybody_is_preempted() -> None:
+    """r0's and r1's heads fill the attention worker; when r0 needs a page there, the later one's come back to the primary."""
+    world = World(config(heads=1, pages=6, devices=2, depth=1, max_model_len=24), policies=placed([0, 1], [0, 1], [1, 0]))
+    world.arrive(9, 12)
+    world.arrive(9, 3)
+    world.run_out()
+    assert world.controller.counts()["preemptions_total"] == 0
+    world.expect_answers()
+
+
+def test_a_request_is_handed_over_once_its_first_token_is_known() -> None:
+    world = World(splitwise(depth=1))
     world.arrive(7, 5)
-    world.arrive(3, 9)
-    world.arrive(3, 9)
-    world.complete()
-    world.complete()
-    slots = world.controller.groups[0].slots
-    assert world.controller.counts()["preemptions_total"] == 1
-    assert sorted(slots.request[slots.phase > 0].tolist()) == [0, 2]
+    assert world.pending[0] and not world.pending[1]
+    commands = world.complete(0)
+    assert [type(command).__name__ for command in commands] == ["MoveKv", "Tokens"]
+    (step,) = world.move()
+    assert step.group == 1 and step.starts[0].cached_tokens == 7 and len(step.starts[0].tokens) == 8
     world.run_out()
     world.expect_answers()
-
-
-def test_nobody_new_takes_a_page_that_a_running_sequence_waits_for() -> None:
-    """r0 needs a page for each of its two heads on device 0, where one is free; r1 has given way but is still in flight. r2 would be content
-    with that one page."""
-    world = World(config(heads=2, pages=5, devices=2, max_model_len=8), policies=placed([0, 0], [0, 0], [0, 1], [1, 1]))
-    world.arrive(1, 7)
-    world.arrive(3, 2)
-    world.complete()
-    world.complete()
-    world.arrive(2, 2)
-    assert world.complete()[1:] == []
-    assert world.controller.groups[0].going == 1 and world.controller.groups[0].pools.free_each().tolist() == [1, 5]
-    assert 2 in started(world.complete())
-    world.run_out()
-    world.expect_answers()
+    assert world.answers[0, 0].reason == "length"
 
 
 def test_nobody_starts_before_a_step_has_a_token_for_them() -> None:

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import random
+from collections import Counter
 from dataclasses import replace
 
 import numpy as np
 import pytest
-from control_harness import World, config, expected
+from control_harness import World, config, expected, splitwise
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from hetserve.policy.row import Policies
 from hetserve.systems import UNIFORM
 
 ALL = ("arrive", "complete", "stop", "cancel", "lose", "rejoin")
@@ -18,14 +20,15 @@ QUIET = ("arrive", "complete")
 
 
 @st.composite
-def shapes(draw, devices=1):
+def shapes(draw, devices=1, stages=1, make=config):
     """A small controller, often with far too few pages."""
+    layout = {} if make is splitwise else {"devices": devices, "stages": stages}
     heads = draw(st.sampled_from([1, 2, 5]))
     seqs = draw(st.integers(1, 6))
-    return config(
+    return make(
         pages=heads * draw(st.integers(4, 30)) + draw(st.integers(0, heads - 1)),
         heads=heads,
-        devices=devices,
+        **layout,
         max_model_len=draw(st.sampled_from([16, 40, 64])),
         max_seqs=seqs,
         max_step_tokens=seqs + draw(st.integers(1, 20)),
@@ -38,8 +41,8 @@ def shapes(draw, devices=1):
 class Life:
     """Random actions on a world, from a seed."""
 
-    def __init__(self, world: World, seed: int, kinds: tuple[str, ...]) -> None:
-        self.world, self.kinds = world, kinds
+    def __init__(self, world: World, seed: int, kinds: tuple[str, ...], pool: int = 0) -> None:
+        self.world, self.kinds, self.pool = world, kinds, pool
         self.random = random.Random(seed)
         self.busy = self.random.choice([0.3, 0.7, 0.9])  # how often the next thing is a step's end
         self.down = False
@@ -58,8 +61,12 @@ class Life:
         self.world.arrive(prompt, draw.choice([1, 2, 8, 20, 60]), **options)
 
     def complete(self) -> None:
-        if self.world.pending[0]:
-            self.world.complete()
+        """A step is done, or a move."""
+        groups = [group for group, steps in enumerate(self.world.pending) if steps]
+        if self.world.moves and self.random.random() < 0.5:
+            self.world.move(self.random.randrange(len(self.world.moves)), ok=self.random.random() < 0.9)
+        elif groups:
+            self.world.complete(groups[0] if len(groups) == 1 else self.random.choice(groups))
 
     def stop(self) -> None:
         """A stop string in the text so far."""
@@ -73,12 +80,12 @@ class Life:
 
     def lose(self) -> None:
         if not self.down and self.random.random() < 0.1:
-            self.world.lose()
+            self.world.lose(pool=self.pool)
             self.down = True
 
     def rejoin(self) -> None:
         if self.down:
-            self.world.rejoin()
+            self.world.rejoin(pool=self.pool)
             self.down = False
 
 
@@ -107,13 +114,55 @@ def test_one_and_two_steps_in_flight_give_the_same_answers(shape, seed, actions)
     assert answers[0] == answers[1]
 
 
-@settings(max_examples=120)
-@given(st.integers(2, 3).flatmap(lambda devices: shapes(devices)), st.integers(0, 2**32), st.integers(0, 250))
-def test_heads_scattered_over_several_devices(shape, seed, actions) -> None:
-    """A placement of its own for every request, as a dispatcher will deal them; pools run out one by one, and still everybody ends."""
+def at_random(seed: int) -> Policies:
+    """A placement of its own for every request whenever it is asked for, with room or not; somebody is re-placed at every look."""
     rng = np.random.default_rng(seed)
-    deal = replace(UNIFORM, heads=lambda kv_heads, free: rng.integers(0, len(free), kv_heads).astype(np.int32))
-    Life(World(shape, policies=deal), seed, ALL).live(actions).expect_answers()
+
+    def heads(kv_heads, ranks, tokens, rows, held, *_):
+        draws = rng.integers(0, len(held), (len(tokens), kv_heads))
+        return np.stack([(draws == pool).sum(1) for pool in range(len(held))], 1)[:, None].astype(np.int32)
+
+    return replace(UNIFORM, heads=heads, rebalance=lambda kv_heads, counts, *_: int(rng.integers(-1, len(counts))))
+
+
+def finished(world: World) -> bool:
+    counts = world.controller.counts()
+    return counts["running"] == counts["waiting"] == 0 and counts["pages_free"] == counts["pages"]
+
+
+@settings(max_examples=150)
+@given(st.integers(2, 3).flatmap(lambda devices: shapes(devices)), st.integers(0, 2**32), st.integers(0, 250), st.sampled_from([0, 1]))
+def test_heads_moved_at_random_between_several_devices(shape, seed, actions, pool) -> None:
+    """Pools run out one by one, moves fail, a primary or an attention worker goes and comes back, and still everybody ends with the right text."""
+    world = Life(World(shape, policies=at_random(seed)), seed, ALL, pool).live(actions)
+    world.expect_answers()
+    assert finished(world)
+
+
+@settings(max_examples=100)
+@given(shapes(devices=2), st.integers(0, 2**32), st.integers(0, 150))
+def test_a_lost_attention_worker_ends_nobody(shape, seed, actions) -> None:
+    kinds = ("arrive", "complete", "lose", "rejoin")
+    world = Life(World(replace(shape, max_waiting=1000), policies=at_random(seed)), seed, kinds, pool=1).live(actions)
+    for (number, choice), answer in world.answers.items():
+        if number not in world.rejected:
+            assert (answer.tokens, answer.reason) == expected(world.requests[number], choice, world.vocab, world.longest())
+
+
+@settings(max_examples=100)
+@given(st.tuples(st.integers(1, 2), st.integers(2, 3)).flatmap(lambda both: shapes(*both)), st.integers(0, 2**32), st.integers(0, 200))
+def test_several_stages(shape, seed, actions) -> None:
+    world = Life(World(shape, policies=at_random(seed)), seed, ALL).live(actions)
+    world.expect_answers()
+    assert finished(world)
+
+
+@settings(max_examples=150)
+@given(shapes(make=splitwise), st.integers(0, 2**32), st.integers(0, 250))
+def test_prompts_in_one_group_and_answers_in_another(shape, seed, actions) -> None:
+    world = Life(World(shape), seed, ALL).live(actions)
+    world.expect_answers()
+    assert finished(world)
 
 
 def test_the_fuzz_reaches_the_rare_paths() -> None:
@@ -141,6 +190,14 @@ def test_the_fuzz_reaches_the_rare_paths() -> None:
         shared += sum(start.cached_tokens > 0 for _, commands in world.log for step in commands if hasattr(step, "starts") for start in step.starts)
         world.expect_answers()
     assert min(preemptions, shared, kept, dropped) > 10 and most == 2, (preemptions, shared, kept, dropped, most)
+
+
+def test_the_fuzz_reaches_moves() -> None:
+    totals: Counter[str] = Counter()
+    for seed in range(20):
+        world = Life(World(config(pages=2 * 20, devices=2), policies=at_random(seed)), seed, QUIET).live(120)
+        totals.update(world.controller.counts())
+    assert totals["moves_total"] > 100 and totals["moves_failed_total"] > 10 and totals["preemptions_total"] > 0, totals
 
 
 def test_a_wrong_page_is_noticed() -> None:

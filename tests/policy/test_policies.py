@@ -14,7 +14,7 @@ COUNTS = st.lists(st.integers(-1, 1000), min_size=1, max_size=6)
 @given(COUNTS, st.data())
 def test_route_takes_the_least_loaded_group_that_is_up(tokens, data) -> None:
     capacity = data.draw(st.lists(st.integers(1, 1000), min_size=len(tokens), max_size=len(tokens)))
-    group = route.least_loaded(np.array(tokens), np.array(capacity))
+    group = route.least_loaded(np.array(tokens), np.array(capacity), np.ones(len(tokens)))
     up = [index for index, held in enumerate(tokens) if held >= 0]
     if not up:
         assert group == -1
@@ -36,5 +36,7 @@ def test_the_latest_gives_way(order) -> None:
 
 
 def test_all_heads_lie_on_the_primary_and_nobody_moves() -> None:
-    assert heads.on_group(5, np.array([0, 99])).tolist() == [0] * 5
-    assert rebalance.none(np.array([5, 0]), np.array([100, 0])) == []
+    ones, costs = np.ones(2, np.int64), [np.ones(2)] * 3
+    assert heads.on_group(6, 1, ones, ones, ones, ones, ones, *costs).tolist() == [[[6, 0]]] * 2
+    assert heads.on_group(6, 2, ones, ones, ones, ones, ones, *costs).tolist() == [[[3, 0], [0, 3]]] * 2
+    assert rebalance.none(6, np.ones((2, 2)), ones, ones, ones, *costs) == -1

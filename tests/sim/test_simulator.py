@@ -9,19 +9,29 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hetserve.control.codec import MESSAGES
-from hetserve.control.config import ControllerConfig, GroupConfig
+from hetserve.control.config import ControllerConfig, GroupConfig, PoolConfig, StageConfig
 from hetserve.control.controller import Controller
+from hetserve.cost.costs import HeadCost
 from hetserve.cost.roofline import StepCost
 from hetserve.drive import drive
+from hetserve.sim.device import SimStage
 from hetserve.sim.executor import Arrival, SimExecutor
 from hetserve.systems import UNIFORM
 
 COST = StepCost(fixed_s=2e-3, token_s=1e-4, weights_s=3e-3, context_s=1e-7, pair_s=1e-8, sample_s=1e-6, source="test")
-CONFIG = ControllerConfig("uniform", "none", (GroupConfig(("cpu",), (4 * 100,), COST),), 4, 16, 512, 16, 64, 2, 1000)
+HEADS = HeadCost(0.0, COST.context_s / 4, 0.0, "test")  # of a pool with all four KV heads: what COST says of the context
+
+
+def group(pages: int) -> GroupConfig:
+    return GroupConfig((StageConfig((0, 1), (PoolConfig("cpu", pages, HEADS),), COST),))
+
+
+CONFIG = ControllerConfig("uniform", "none", (group(4 * 100),), 4, 16, 512, 16, 64, 2, 1000)
 
 
 def simulate(arrivals, config=CONFIG, observe=None) -> tuple[SimExecutor, Controller]:
-    executor = SimExecutor(arrivals, [group.cost for group in config.groups], config.max_seqs, config.max_model_len)
+    stages = [[SimStage(stage.cost, tuple(pool.heads for pool in stage.pools)) for stage in group.stages] for group in config.groups]
+    executor = SimExecutor(arrivals, stages, config.kv_heads, lambda move: 1e-3, config.max_seqs, config.max_model_len)
     controller = Controller(config, UNIFORM)
 
     def check(event, commands) -> None:
@@ -43,7 +53,7 @@ def random_arrivals(seed: int, count: int = 30) -> list[Arrival]:
 @settings(max_examples=20)
 @given(st.integers(0, 2**32), st.sampled_from([1, 2]), st.sampled_from([60, 400]))
 def test_a_run_repeats_byte_for_byte(seed, depth, pages) -> None:
-    config = replace(CONFIG, depth=depth, groups=(replace(CONFIG.groups[0], pages=(pages,)),))
+    config = replace(CONFIG, depth=depth, groups=(group(pages),))
     arrivals = random_arrivals(seed)
     runs = []
     for _ in range(2):
@@ -57,7 +67,7 @@ def test_a_run_repeats_byte_for_byte(seed, depth, pages) -> None:
 @given(st.integers(0, 2**32), st.sampled_from([1, 2]))
 def test_every_answer_has_its_length_whatever_the_schedule(seed, depth) -> None:
     """Also when pages run out and sequences start over."""
-    config = replace(CONFIG, depth=depth, groups=(replace(CONFIG.groups[0], pages=(4 * 18,)),))
+    config = replace(CONFIG, depth=depth, groups=(group(4 * 18),))
     arrivals = random_arrivals(seed)
     executor, _ = simulate(arrivals, config)
     for arrival, outcomes in zip(arrivals, executor.outcomes, strict=True):
@@ -81,7 +91,7 @@ def test_one_request_takes_the_time_the_cost_says() -> None:
     second = COST.step_s(36, 1, 0, 36 * (64 + 18))
     decode = [COST.step_s(1, 1, context, 0) for context in range(100, 104)]
     np.testing.assert_allclose(executor.outcomes[0][0].token_s, 1.0 + np.cumsum([first + second, *decode]))
-    np.testing.assert_allclose(executor.workers[0].busy_s, first + second + sum(decode) + COST.step_s(1, 1, 104, 0))
+    np.testing.assert_allclose(executor.groups[0].busy_s, first + second + sum(decode) + COST.step_s(1, 1, 104, 0))
 
 
 def test_the_controller_predicts_what_the_simulator_takes() -> None:

@@ -14,7 +14,7 @@ from hetserve.planner.options import Options
 from hetserve.spec.cluster import Cluster, Device
 from hetserve.spec.load import load_plan, save_plan
 from hetserve.spec.model import ModelSpec
-from hetserve.spec.plan import Plan, decode_plan, encode_plan, plan_schema
+from hetserve.spec.plan import Group, Plan, decode_plan, encode_plan, plan_schema
 from hetserve.spec.workload import Workload
 from hetserve.systems import SYSTEMS, system
 
@@ -183,8 +183,24 @@ def test_the_controller_takes_its_numbers_from_the_plan() -> None:
     plan = make(max_seqs=7, kv_memory_bytes=1_000_000, steps_in_flight=1)
     config = config_from_plan(plan)
     assert (config.max_seqs, config.depth, config.kv_heads, config.page_tokens, config.plan_hash) == (7, 1, 2, 16, plan.hash)
-    assert config.groups[0].devices == ("fast",)
-    assert config.groups[0].pages == (1_000_000 // (3 * LAYER_PAGE_BYTES),)
+    (pool,) = config.groups[0].pools
+    assert (pool.device, pool.pages) == ("fast", 1_000_000 // (3 * LAYER_PAGE_BYTES))
+
+
+def test_the_controller_knows_stages_attention_workers_and_roles() -> None:
+    plan = make()
+    (stage,) = plan.groups[0].stages
+    pool = replace(stage.pools[0], device="slow")
+    dealt = replace(stage, attention=("slow",), pools=(*stage.pools, pool))
+    config = config_from_plan(replace(plan, groups=(Group("mixed", (dealt,)),)))
+    (local, remote) = config.groups[0].pools
+    assert (remote.device, remote.pages) == ("slow", pool.pages) and remote.heads.fixed_s > local.heads.fixed_s
+    split = replace(stage, layers=(0, 1)), replace(stage, layers=(1, 3), primary=("slow",), pools=(pool,))
+    stages = config_from_plan(replace(plan, groups=(Group("mixed", split),))).groups[0].stages
+    assert [one.layers for one in stages] == [(0, 1), (1, 3)] and stages[0].cost.sample_s == 0 < stages[1].cost.sample_s
+    elsewhere = replace(stage, primary=("slow",), pools=(pool,))
+    roles = replace(plan, groups=(Group("prefill", (stage,)), Group("decode", (elsewhere,))))
+    assert [group.role for group in config_from_plan(roles).groups] == ["prefill", "decode"]
 
 
 def test_plans_for_another_model_or_a_later_version_are_refused() -> None:
@@ -196,11 +212,8 @@ def test_plans_for_another_model_or_a_later_version_are_refused() -> None:
     (stage,) = group.stages
     pool = replace(stage.pools[0], device="slow")
     later = [
-        replace(plan, groups=(group, group)),
-        replace(plan, groups=(replace(group, role="decode"),)),
-        replace(plan, groups=(replace(group, stages=(replace(stage, layers=(0, 1)), replace(stage, layers=(1, 3)))),)),
+        replace(plan, groups=(replace(group, role="prefill"), replace(group, role="prefill"), replace(group, role="decode"))),
         replace(plan, groups=(replace(group, stages=(replace(stage, primary=("fast", "slow"), pools=(*stage.pools, pool)),)),)),
-        replace(plan, groups=(replace(group, stages=(replace(stage, attention=("slow",), pools=(*stage.pools, pool)),)),)),
     ]
     for one in later:
         assert decode_plan(encode_plan(one), "plan") == one
