@@ -22,6 +22,7 @@ import aiohttp
 from hetserve.bench import job as jobs
 from hetserve.bench import sse
 from hetserve.bench.job import Job, Run
+from hetserve.bench.router import Router
 from hetserve.metrics import RequestRecord
 from hetserve.trace.requests import Request
 
@@ -36,6 +37,8 @@ class LoadGenerator:
     def __init__(self, job: Job) -> None:
         self._job = job
         self._bodies = [_body(job, request) for request in job.requests]
+        self._endpoints, speeds = zip(*(job.replicas or ((job.url, 1.0),)), strict=True)
+        self._router = Router(speeds)
         self._turnstile = asyncio.Semaphore(job.max_concurrency or sys.maxsize)
         self._parts: list[list[sse.Timed]] = [[] for _ in job.requests]
         self._errors = [""] * len(job.requests)
@@ -69,16 +72,20 @@ class LoadGenerator:
         async with self._turnstile:
             began_s = time.perf_counter()
             self._sent_s[index] = began_s - self._origin_s
+            tokens = _tokens(self._job.requests[index])
+            replica = self._router.take(tokens)
             try:
-                await self._stream(session, index, began_s)
+                await self._stream(session, self._endpoints[replica], index, began_s)
             except (aiohttp.ClientError, TimeoutError, OSError) as error:
                 self._errors[index] = f"{type(error).__name__}: {error}".rstrip(": ")
+            finally:
+                self._router.done(replica, tokens)
         self.done += 1
         self.failed += bool(self._errors[index])
 
-    async def _stream(self, session: aiohttp.ClientSession, index: int, began_s: float) -> None:
+    async def _stream(self, session: aiohttp.ClientSession, endpoint: str, index: int, began_s: float) -> None:
         parts = self._parts[index]
-        async with session.post(self._job.url, data=self._bodies[index]) as response:
+        async with session.post(endpoint, data=self._bodies[index]) as response:
             if response.status != 200:
                 said = (await response.content.read(ERROR_BYTES)).decode(errors="replace")
                 self._errors[index] = f"HTTP {response.status} {response.reason}: {said}"
@@ -102,6 +109,10 @@ class LoadGenerator:
             sse.record(parts, len(request.prompt), sent_s, self._queue_s(index), error)
             for index, (parts, request, sent_s, error) in enumerate(zip(self._parts, self._job.requests, self._sent_s, self._errors, strict=True))
         )
+
+
+def _tokens(request: Request) -> int:
+    return len(request.prompt) + request.output_tokens
 
 
 def _body(job: Job, request: Request) -> bytes:

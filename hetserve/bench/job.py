@@ -20,6 +20,7 @@ class Job:
         url: the completions endpoint, whole.
         body: what every request's JSON has beside its prompt and max_tokens (model, sampling, ignore_eos, ...).
         max_concurrency: requests under way at once; None for no limit. What waits for it is counted as queue time.
+        replicas: (endpoint, tokens per second) of each server to deal requests over; empty: all go to `url`.
         silence_s: a request whose server says nothing for this long has failed.
     """
 
@@ -28,6 +29,7 @@ class Job:
     requests: tuple[Request, ...]
     headers: dict[str, str] = field(default_factory=dict)
     max_concurrency: int | None = None
+    replicas: tuple[tuple[str, float], ...] = ()
     silence_s: float = 900.0
 
 

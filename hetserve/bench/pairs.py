@@ -73,8 +73,11 @@ def ratio(values: Sequence[float]) -> dict[str, Any]:
 
 
 def medians(runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Each number's median over a system's runs; what is no number is taken from the first run."""
-    return {name: statistics.median(run[name] for run in runs) if _number(value) else value for name, value in runs[0].items()}
+    """Each number's median over a system's runs; what is not a number in every run is taken from the first."""
+    return {
+        name: statistics.median(run[name] for run in runs) if all(_number(run.get(name)) for run in runs) else value
+        for name, value in runs[0].items()
+    }
 
 
 def _number(value: Any) -> bool:

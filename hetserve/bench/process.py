@@ -71,6 +71,7 @@ class Server:
         self.name = launch.name
         self.url = launch.url
         self.frozen = False
+        self.replicas: tuple[tuple[str, float], ...] = ()
         environment = {**os.environ, **launch.environment}
         with launch.log.open("wb") as log:
             self._process = subprocess.Popen(

@@ -25,10 +25,13 @@ from hetserve.bench.comparison import (
 )
 from hetserve.bench.pairs import PAIRS, turns
 from hetserve.bench.process import Launch, Server, get
+from hetserve.bench.replicas import ReplicaLaunch, Replicas
+from hetserve.bench.watch import See
 from hetserve.errors import BaselineError, BenchError
 from hetserve.trace.datasets import Workload
 
 READY_S = 600.0
+Target = Launch | ReplicaLaunch | Remote  # a system to be started, or one that runs already
 
 
 @dataclass(frozen=True)
@@ -42,6 +45,7 @@ class Experiment:
         fresh_prompts: draw other prompt tokens for each pair, because a server that was not started here may remember them.
         most_checked: see agreement.agree.
         cores: how many threads the reference may use.
+        see: shown the metrics pages of whatever is being measured.
     """
 
     workload: Workload
@@ -59,6 +63,7 @@ class Experiment:
     fresh_prompts: bool = False
     ready_s: float = READY_S
     most_checked: int = MOST_CHECKED
+    see: See | None = None
 
     def load(self, models: Mapping[str, str]) -> Load:
         """The load for systems that know the model by these names."""
@@ -74,6 +79,7 @@ class Experiment:
             goodput_ms=self.goodput_ms,
             open_loop=self.open_loop,
             fresh_prompts=self.fresh_prompts,
+            see=self.see,
         )
 
 
@@ -94,7 +100,7 @@ def protocol(experiment: Experiment, compared: bool) -> dict[str, Any]:
     }
 
 
-def run_one(experiment: Experiment, target: Launch | Remote, model: str, stage: Stage) -> list[Measured]:
+def run_one(experiment: Experiment, target: Target, model: str, stage: Stage) -> list[Measured]:
     """One measured run of one system, started here or running already.
 
     Raises:
@@ -108,7 +114,7 @@ def run_one(experiment: Experiment, target: Launch | Remote, model: str, stage: 
         return [measure(system, load, 0, stage, f"measuring {system.name}")]
 
 
-def run_both(experiment: Experiment, ours: Launch | Remote, theirs: Launch | Remote, models: Mapping[str, str], stage: Stage) -> list[Measured]:
+def run_both(experiment: Experiment, ours: Target, theirs: Target, models: Mapping[str, str], stage: Stage) -> list[Measured]:
     """All pairs of both systems: started one after the other, the first frozen while the second starts.
 
     Raises:
@@ -143,13 +149,15 @@ def compare_outputs(experiment: Experiment, measured: Sequence[Measured], model:
     return found, "token ids"
 
 
-def _up(target: Launch | Remote, ready_s: float, stack: ExitStack, stage: Stage) -> System:
+def _up(target: Target, ready_s: float, stack: ExitStack, stage: Stage) -> System:
     if isinstance(target, Remote):
         if get(target.url, "/v1/models")[0] == 0:
             kind = BaselineError if target.name == "vllm" else BenchError
             raise kind(f"Nobody answers at {target.url}.", hint="start that server first; the URL has no path: http://127.0.0.1:8000")
         return target
-    server = stack.enter_context(Server(target))
+    launches = target.launches if isinstance(target, ReplicaLaunch) else (target,)
+    servers = [stack.enter_context(Server(launch)) for launch in launches]
     with stage(f"starting {target.name}", None) as advance:
-        server.wait_ready(ready_s, advance)
-    return server
+        for server in servers:
+            server.wait_ready(ready_s, advance)
+    return Replicas(target.name, servers) if isinstance(target, ReplicaLaunch) else servers[0]

@@ -43,7 +43,9 @@ class Fake:
         return web.Response()
 
     async def metrics(self, _: web.Request) -> web.Response:
-        return web.Response(text=f'vllm:num_requests_running{{engine="0"}} {float(self.running)}\nvllm:num_requests_waiting 0.0\n')
+        lines = (f'vllm:num_requests_running{{engine="0"}} {float(self.running)}', "vllm:num_requests_waiting 0.0")
+        counts = (f'hetserve:engine_kv_tokens{{engine="0"}} {100.0 * self.running}', f"vllm:num_preemptions_total {len(self.bodies)}")
+        return web.Response(text="\n".join((*lines, *counts)) + "\n")
 
     async def models(self, _: web.Request) -> web.Response:
         return web.json_response({"data": [{"id": self.model, "root": "/nowhere", "max_model_len": 4096}]})

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from hetserve.bench import client, sse
 from hetserve.bench import job as jobs
 from hetserve.bench.job import Job, Run
+from hetserve.bench.router import Router
 from hetserve.bench.runner import run_client
 from hetserve.errors import BenchError
 from hetserve.trace.requests import Request
@@ -184,3 +185,36 @@ def test_the_client_runs_in_a_process_of_its_own_on_its_cores() -> None:
 def test_a_client_that_cannot_work_is_an_error() -> None:
     with pytest.raises(BenchError, match="load generator"):
         run_client(Job("http://x", {}, ({"prompt": "no request"},)), [0], lambda done, failed: None)  # type: ignore[arg-type]
+
+
+def test_requests_are_dealt_over_replicas_by_speed() -> None:
+    async def whole() -> tuple[Run, list[int]]:
+        fakes, sites = [FAKE.Fake(), FAKE.Fake()], []
+        try:
+            for fake in fakes:
+                runner = web.AppRunner(fake.app())
+                await runner.setup()
+                await web.TCPSite(runner, "127.0.0.1", 0).start()
+                sites.append(runner)
+            urls = [f"http://127.0.0.1:{one.addresses[0][1]}/v1/completions" for one in sites]
+            run = await client.generate(Job("", {"model": "m"}, requests_of(12), replicas=((urls[0], 300.0), (urls[1], 100.0))))
+            return run, [len(fake.bodies) for fake in fakes]
+        finally:
+            for one in sites:
+                await one.cleanup()
+
+    run, sent = asyncio.run(whole())
+    assert all(record.ok for record in run.records) and sent == [9, 3]
+
+
+@given(st.lists(st.integers(1, 5000), min_size=1, max_size=60), st.lists(st.floats(1, 1000), min_size=1, max_size=4))
+def test_the_router_never_leaves_a_request_where_it_would_end_later(sizes: list[int], speeds: list[float]) -> None:
+    router, outstanding = Router(speeds), [0] * len(speeds)
+    for size in sizes:
+        chosen = router.take(size)
+        ends_s = [(before + size) / speed for before, speed in zip(outstanding, speeds, strict=True)]
+        assert ends_s[chosen] == min(ends_s)
+        outstanding[chosen] += size
+        if size % 3 == 0:
+            router.done(chosen, size)
+            outstanding[chosen] -= size

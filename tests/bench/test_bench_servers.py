@@ -17,9 +17,10 @@ import numpy as np
 import psutil
 import pytest
 
-from hetserve.bench import comparison, session
+from hetserve.bench import comparison, session, watch
 from hetserve.bench.comparison import Remote
 from hetserve.bench.process import Launch, Server, drain, free_port, get
+from hetserve.bench.replicas import ReplicaLaunch
 from hetserve.bench.session import Experiment
 from hetserve.errors import BaselineError, BenchError
 from hetserve.trace.arrivals import Arrivals
@@ -206,3 +207,34 @@ def test_an_absent_server_is_said_before_anything_runs() -> None:
 def test_one_system_alone_is_measured_once(tmp_path: Path) -> None:
     measured = session.run_one(experiment(warmups=False), launch(tmp_path, "hetserve"), "a", stage)
     assert len(measured) == 1 and len(noted(tmp_path, "hetserve")) == 6
+
+
+def test_replicas_are_one_system_whose_speeds_the_warm_up_measures(tmp_path: Path) -> None:
+    both = ReplicaLaunch("vllm-replicas", (launch(tmp_path, "fast"), launch(tmp_path, "slow")))
+    measured = session.run_both(experiment(pairs=1), launch(tmp_path, "hetserve"), both, {"hetserve": "a", "vllm-replicas": "b"}, stage)
+    mine, other = measured
+    assert (mine.against, other.against) == ("vllm-replicas", "hetserve")
+    assert len(other.job.replicas) == 2 and all(speed > 10 for _, speed in other.job.replicas)
+    assert len(noted(tmp_path, "fast")) + len(noted(tmp_path, "slow")) == 2 * 12 + 6 + 6  # each alone, twice; warm-up and run together
+    assert other.summary["completed"] == 6 and other.summary["server_cpu_s"] > 0
+    assert mine.summary["preemptions"] == 6 and mine.summary["moves"] is None  # the fake counts its requests there
+
+
+PAGE = """# HELP vllm:kv_cache_usage_perc x
+vllm:kv_cache_usage_perc{engine="0",model_name="a b"} 0.25
+vllm:cache_config_info{block_size="128",num_gpu_blocks="10",engine="0"} 1.0
+vllm:num_preemptions_total{engine="0"} 3.0
+hetserve:engine_odd nan-ish
+"""
+
+
+def test_resident_tokens_of_either_kind_of_server(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert watch.kv_tokens(watch.parse(PAGE)) == 320
+    assert watch.kv_tokens(watch.parse(PAGE + 'hetserve:engine_kv_tokens{model_name="m"} 77\n')) == 77
+    assert watch.kv_tokens(watch.parse("vllm:kv_cache_usage_perc 0.5\n")) is None
+    pages = iter(["vllm:num_preemptions_total 3", "hetserve:engine_kv_tokens 50", "hetserve:engine_kv_tokens 20\nvllm:num_preemptions_total 5"])
+    monkeypatch.setattr("hetserve.bench.watch.get", lambda url, path: (200, next(pages) + "\n"))
+    seen: list[str] = []
+    sampled = watch.Watch("a", ["http://x"], lambda name, pages: seen.append(name))
+    sampled.sample()
+    assert sampled.summary() == {"peak_kv_tokens": 50.0, "preemptions": 2.0, "moves": None} and seen == ["a", "a"]
