@@ -76,6 +76,16 @@ def _opt(**changes: Any) -> dict[str, Any]:
     return {**config, **changes}
 
 
+LLAMA_250M = {
+    "hidden_size": 1024,
+    "num_hidden_layers": 16,
+    "num_attention_heads": 16,
+    "num_key_value_heads": 8,
+    "intermediate_size": 2816,
+    "vocab_size": 32000,
+    "max_position_embeddings": 16384,
+}
+
 RECIPES: dict[str, Recipe] = {
     "tiny": Recipe(_llama_like("llama")),
     "tiny-mha": Recipe(_llama_like("llama", hidden_size=320, num_key_value_heads=4, head_dim=80, tie_word_embeddings=True), branch=5.0),
@@ -85,17 +95,6 @@ RECIPES: dict[str, Recipe] = {
     "tiny-qwen3": Recipe(_llama_like("qwen3", hidden_size=192, head_dim=96, torch_dtype="float32"), adds_bos=False),
     "tiny-opt": Recipe(_opt(), scores=3.0, branch=8.0),
     "tiny-opt-post": Recipe(_opt(do_layer_norm_before=False, word_embed_proj_dim=128, activation_function="gelu"), branch=0.7),
-    "llama-250m": Recipe(
-        _llama_like(
-            "llama",
-            hidden_size=1024,
-            num_hidden_layers=16,
-            num_attention_heads=16,
-            num_key_value_heads=8,
-            intermediate_size=2816,
-            vocab_size=32000,
-            max_position_embeddings=16384,
-        ),
-        branch=0.5,
-    ),
+    "llama-250m": Recipe(_llama_like("llama", **LLAMA_250M), branch=0.5),
+    "llama-250m-mha": Recipe(_llama_like("llama", **(LLAMA_250M | {"num_key_value_heads": 16, "intermediate_size": 2560})), branch=0.5),
 }
