@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import tempfile
 import threading
 from functools import partial
 from pathlib import Path
@@ -16,7 +17,7 @@ from hetserve.control.journal import Journal
 from hetserve.control.messages import Arrived, Cancelled, Reject, Request, Sampling, Stopped
 from hetserve.drive import drive
 from hetserve.engine.api import Sink
-from hetserve.engine.channel import ProcessChannel, make_channels
+from hetserve.engine.channel import Channel, ProcessChannel, make_channels, plan_layout
 from hetserve.engine.executor import Closing, EngineExecutor
 from hetserve.engine.streams import Streams
 from hetserve.engine.wire import Ready
@@ -48,11 +49,13 @@ class Engine:
         self.max_model_len = plan.limits.max_model_len
         self._config = config_from_plan(plan)
         self._controller = Controller(self._config, system(plan.system).policies)
-        self._channels = make_channels(plan, Path(folder), in_process)
+        self._folder = Path(folder)
+        self._in_process = in_process
+        self._channels: dict[str, Channel] = {}
         self._journal_path = journal
         self._ids = itertools.count()
         self._stop_reason = ""
-        self.ready: dict[int, Ready] = {}
+        self.ready: dict[str, Ready] = {}  # by device
 
     async def start(self) -> None:
         """Starts the workers and the control thread; returns when the model is loaded.
@@ -62,10 +65,14 @@ class Engine:
         """
         loop = asyncio.get_running_loop()
         self._streams = Streams(loop)
-        self._executor = EngineExecutor(self._channels, self._streams)
+        self._private = tempfile.TemporaryDirectory(prefix="hetserve-")
+        self._channels = make_channels(self.plan, self._folder, Path(self._private.name), self._in_process)
+        self._executor = EngineExecutor(self._channels, plan_layout(self.plan), self._streams)
         try:
-            for group, channel in self._channels.items():
-                self.ready[group] = await loop.run_in_executor(None, channel.start, self._executor.post)
+            for channel in self._channels.values():
+                channel.start(self._executor.post)
+            waits = [loop.run_in_executor(None, channel.ready) for channel in self._channels.values()]
+            self.ready = dict(zip(self._channels, await asyncio.gather(*waits), strict=True))
         except BaseException:
             self._close_channels()
             raise
@@ -140,6 +147,7 @@ class Engine:
     def _close_channels(self) -> None:
         for channel in self._channels.values():
             channel.close()
+        self._private.cleanup()
 
     def worker_pids(self) -> list[int]:
         """Process ids of the workers; empty when they are threads of this process."""

@@ -9,7 +9,7 @@ import heapq
 import queue
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol, TypeAlias
 
@@ -17,6 +17,8 @@ from hetserve.control.messages import (
     Command,
     Event,
     Finish,
+    MoveDone,
+    MoveKv,
     Reject,
     RunStep,
     StepDone,
@@ -25,12 +27,8 @@ from hetserve.control.messages import (
     Woke,
     WorkerLost,
 )
-from hetserve.engine.channel import Channel, Lost
-from hetserve.engine.wire import StepResult, TokenLogprobs
-from hetserve.errors import UnsupportedError
-
-PATIENCE = 10.0  # a worker may take this many times its predicted step time ...
-PATIENCE_MIN_S = 5.0  # ... and never less than this, before it counts as frozen (DESIGN section 9)
+from hetserve.engine.channel import Channel, Lost, Outgoing
+from hetserve.engine.wire import GroupLayout, MoveResult, StepResult, TokenLogprobs, patience_s
 
 MakeEvent: TypeAlias = Callable[[float, int], Event]  # (at_s, seq) -> event
 
@@ -49,37 +47,47 @@ class Listener(Protocol):
 
 @dataclass
 class InFlight:
-    """The steps a worker has been sent and not answered, oldest first, and since when it works on the oldest."""
+    """The steps a group has been sent and not answered, oldest first, and since when it works on the oldest."""
 
-    channel: Channel
+    layout: GroupLayout
     predicted_s: deque[float] = field(default_factory=deque)
     since_s: float = 0.0
-    lost: bool = False  # a lost worker is sent nothing and expected to answer nothing
+    lost: bool = False  # a primary is gone: the group is sent nothing and expected to answer nothing
 
     def deadline_s(self) -> float:
+        """When the device that answers counts as frozen: it may itself have to wait for each of the others that long."""
         if not self.predicted_s or self.lost:
             return float("inf")
-        return self.since_s + max(PATIENCE_MIN_S, PATIENCE * self.predicted_s[0])
+        return self.since_s + patience_s(self.predicted_s[0]) * len(self.layout.devices)
 
 
 class Closing:
     """Posted once, to end the loop."""
 
 
+Item: TypeAlias = MakeEvent | StepResult | MoveResult | Lost | Closing
+
+
 class EngineExecutor:
     """Drives real workers.
 
     Args:
-        channels: group number -> the channel of the group's worker (one worker a group, for now).
+        channels: device -> its worker's channel.
+        layout: the groups.
         listener: hears tokens and ends.
         clock: seconds, monotonic.
     """
 
-    def __init__(self, channels: Mapping[int, Channel], listener: Listener, clock: Callable[[], float] = time.monotonic) -> None:
-        self._groups = {group: InFlight(channel) for group, channel in channels.items()}
+    def __init__(
+        self, channels: Mapping[str, Channel], layout: Sequence[GroupLayout], listener: Listener, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._channels = channels
+        self._groups = [InFlight(group) for group in layout]
+        self._moves: set[int] = set()  # sent and not reported
         self._listener = listener
         self._clock = clock
-        self._inbox: queue.SimpleQueue[MakeEvent | StepResult | Lost | Closing] = queue.SimpleQueue()
+        self._inbox: queue.SimpleQueue[Item] = queue.SimpleQueue()
+        self._ahead: deque[Item] = deque()  # what comes before anything in the inbox
         self._alarms: list[float] = []
         self._logprobs: tuple[TokenLogprobs | None, ...] = ()
         self._seq = 0
@@ -87,7 +95,7 @@ class EngineExecutor:
         self.steps = 0
         self.lost: dict[str, str] = {}  # device -> why
 
-    def post(self, item: MakeEvent | StepResult | Lost | Closing) -> None:
+    def post(self, item: Item) -> None:
         """Hands an event's maker, or what a channel received, to the loop. From any thread."""
         self._inbox.put(item)
 
@@ -104,11 +112,7 @@ class EngineExecutor:
                 self._listener.flush()
 
     def execute(self, command: Command) -> None:
-        """Carries out one command.
-
-        Raises:
-            UnsupportedError: the command needs what this engine does not have yet (KV moves).
-        """
+        """Carries out one command."""
         match command:
             case RunStep():
                 self._send(command)
@@ -120,8 +124,8 @@ class EngineExecutor:
                 self._listener.reject(command)
             case WakeAt():
                 heapq.heappush(self._alarms, command.at_s)
-            case _:
-                raise UnsupportedError(f"the engine cannot carry out {type(command).__name__} yet", "use a plan with one mixed group on one device")
+            case MoveKv():
+                self._move(command)
 
     def _send(self, step: RunStep) -> None:
         group = self._groups[step.group]
@@ -130,12 +134,29 @@ class EngineExecutor:
         if not group.predicted_s:
             group.since_s = self._clock()
         group.predicted_s.append(step.predicted_s)
-        group.channel.send(step)
+        self._broadcast(step, group.layout.devices)
 
-    def _next(self) -> MakeEvent | StepResult | Lost | Closing:
+    def _move(self, move: MoveKv) -> None:
+        """Both sides are told; a lost one fails it at once."""
+        devices = {self._groups[place.group].layout.pool_device(place.pool) for place in (move.source, move.target)}
+        self._moves.add(move.move)
+        if devices & self.lost.keys():
+            self.post(MoveResult(move.move, False))
+        else:
+            self._broadcast(move, sorted(devices))
+
+    def _broadcast(self, message: RunStep | MoveKv, devices: Sequence[str]) -> None:
+        outgoing = Outgoing(message)
+        for device in devices:
+            if device not in self.lost:
+                self._channels[device].send(outgoing)
+
+    def _next(self) -> Item:
         """What happens next: a posted item, an alarm, or a worker found frozen."""
         while True:
-            due_s = min([group.deadline_s() for group in self._groups.values()] + self._alarms[:1])
+            if self._ahead:
+                return self._ahead.popleft()
+            due_s = min([group.deadline_s() for group in self._groups] + self._alarms[:1])
             try:
                 return self._inbox.get(timeout=None if due_s == float("inf") else max(0.0, due_s - self._clock()))
             except queue.Empty:
@@ -144,23 +165,29 @@ class EngineExecutor:
             if self._alarms and self._alarms[0] <= now_s:
                 heapq.heappop(self._alarms)
                 return Woke
-            for group in self._groups.values():
+            for group in self._groups:
                 if group.deadline_s() <= now_s:
-                    group.channel.kill()
-                    return Lost(group.channel.device, f"it made no progress for {now_s - group.since_s:.1f} s and was ended")
+                    return Lost(group.layout.reporter, f"it made no progress for {now_s - group.since_s:.1f} s and was ended")
 
-    def _event(self, item: MakeEvent | StepResult | Lost) -> Event | None:
+    def _event(self, item: MakeEvent | StepResult | MoveResult | Lost) -> Event | None:
         now_s = self._clock()
         if isinstance(item, StepResult):
             return self._step_done(item, now_s)
+        if isinstance(item, MoveResult):
+            return self._move_done(item, now_s)
         if isinstance(item, Lost):
             return self._worker_lost(item, now_s)
         return item(now_s, self._seq)
 
-    def _step_done(self, result: StepResult, now_s: float) -> StepDone | None:
+    def _step_done(self, result: StepResult, now_s: float) -> Event | None:
+        """The event of a step; if it found devices lost, first the event of that, and the step again later."""
         group = self._groups[result.group]
         if group.lost:
             return None
+        for device in result.lost:
+            if device not in self.lost:
+                self._ahead.appendleft(result)
+                return self._worker_lost(Lost(device, "it stopped answering in the middle of a step and was ended"), now_s)
         group.predicted_s.popleft()
         group.since_s = now_s
         self._logprobs = result.logprobs
@@ -169,11 +196,19 @@ class EngineExecutor:
             self.parts_s[part] = self.parts_s.get(part, 0.0) + seconds
         return StepDone(now_s, self._seq, result.step, result.group, result.tokens, result.step_s)
 
-    def _worker_lost(self, lost: Lost, now_s: float) -> WorkerLost | None:
-        """The event of a loss; None when it is known already (a killed worker's channel reports it once more)."""
-        group = next(group for group in self._groups.values() if group.channel.device == lost.device)
-        if group.lost:
+    def _move_done(self, result: MoveResult, now_s: float) -> MoveDone | None:
+        """The event of a move's end; None when the other side has reported it already."""
+        if result.move not in self._moves:
             return None
-        group.lost = True
+        self._moves.remove(result.move)
+        return MoveDone(now_s, self._seq, result.move, result.ok)
+
+    def _worker_lost(self, lost: Lost, now_s: float) -> WorkerLost | None:
+        """Ends the worker, if it still runs. The event of its loss; None when that is known already (a killed worker's channel reports it again)."""
+        if lost.device in self.lost:
+            return None
         self.lost[lost.device] = lost.reason
+        self._channels[lost.device].kill()
+        for group in self._groups:
+            group.lost |= any(stage.primary == lost.device for stage in group.layout.stages)
         return WorkerLost(now_s, self._seq, lost.device, lost.reason)

@@ -1,6 +1,6 @@
 """A worker process: `python -m hetserve.engine.process STEPS RESULTS` with its WorkerConfig as JSON on standard input.
 
-Pins itself and caps its libraries before torch is imported, loads the model, then answers steps until told to stop (an empty message) or its
+Pins itself and caps its libraries before torch is imported, loads its parts, then answers steps until told to stop (an empty message) or its
 parent is gone. It prints nothing; failures travel as `Failed`.
 """
 
@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import os
 import sys
+import threading
 import traceback
+from pathlib import Path
 
 import msgspec
 import zmq
 
-from hetserve.engine.wire import FROM_WORKER, TO_WORKER, Failed, Ready, WorkerConfig
+from hetserve.engine.wire import FROM_WORKER, TO_WORKER, Failed, MoveResult, Ready, StepResult, WorkerConfig
 from hetserve.errors import HetserveError
 
 ORPHAN_CHECK_MS = 1000
@@ -45,26 +47,33 @@ def confine(config: WorkerConfig) -> None:
 
 
 def serve_steps(config: WorkerConfig, parent: int, steps: zmq.Socket, results: zmq.Socket) -> None:
-    """Loads the model, says so, then runs steps in the order they come, while process `parent` is still the parent."""
+    """Loads its parts, says so, then carries out messages in the order they come, while process `parent` is still the parent."""
     import torch
 
     from hetserve import _C
+    from hetserve.engine.transport.gloo import GlooLinks
     from hetserve.engine.worker import Worker
     from hetserve.spec.load import load_model
+
+    sending = threading.Lock()  # results of moves come from another thread
+
+    def report(message: Ready | StepResult | MoveResult) -> None:
+        with sending:
+            results.send(FROM_WORKER.encode(message))
 
     torch.set_num_threads(len(config.cores))
     _C.set_threads(len(config.cores))
     with torch.inference_mode():
-        worker = Worker(config, load_model(config.model_folder))
-        ready = Ready(_C.info()["isa"], len(config.cores), worker.model.weight_bytes, worker.memory.size_bytes)
-        results.send(FROM_WORKER.encode(ready))
+        links = GlooLinks(Path(config.meeting), config.device)
+        worker = Worker(config, load_model(config.model_folder), links.connect, report)
+        report(Ready(_C.info()["isa"], len(config.cores), worker.weight_bytes, worker.kv_bytes))
         while os.getppid() == parent:
             if not steps.poll(ORPHAN_CHECK_MS):
                 continue
             message = steps.recv()
             if not message:
-                return
-            results.send(FROM_WORKER.encode(worker.run(TO_WORKER.decode(message))))
+                return worker.close()
+            worker.handle(TO_WORKER.decode(message))
 
 
 def main(steps_url: str, results_url: str) -> int:

@@ -1,0 +1,184 @@
+"""A stage's primary: runs its layers of a step, exchanges hidden states with its neighbours, and samples if it is the last."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from hetserve.control.messages import Int32s, RunStep
+from hetserve.engine.attention import DTYPES, KvMemory, LocalAttention, pool_pairs, stage_items
+from hetserve.engine.heads import DispatchedAttention, RemoteHeads
+from hetserve.engine.model.batch import StepBatch
+from hetserve.engine.model.decoder import Model
+from hetserve.engine.sampler import sample
+from hetserve.engine.sequences import Rows, Sequences
+from hetserve.engine.transport.link import HEADS, HIDDEN, LOSSES, TOKENS, Link, PeerLost, Pending, make_tag
+from hetserve.engine.wire import StepResult, TokenLogprobs, WorkerConfig, patience_s
+from hetserve.spec.model import ModelSpec
+
+
+@dataclass
+class Owed:
+    """Tokens of an earlier step that the last stage has not sent yet."""
+
+    slots: Int32s
+    positions: Int32s
+    tokens: torch.Tensor  # int32 [slots]
+    receiving: Pending
+
+
+class PrimaryPart:
+    """One stage of one group on this device.
+
+    Args:
+        config: this worker's.
+        spec: the model.
+        group, stage: which part this is.
+        links: peer -> its link for steps.
+    """
+
+    def __init__(self, config: WorkerConfig, spec: ModelSpec, group: int, stage: int, links: dict[str, Link]) -> None:
+        layout = config.groups[group]
+        own = layout.stages[stage]
+        self._spec = spec
+        self._dtype = DTYPES[config.dtype]
+        self._group, self._stage, self._layout = group, stage, layout
+        self.model = Model(spec, config.model_folder, own.weights, own.layers, config.max_model_len)
+        self.memory = KvMemory(own.layers, own.pools[0].pages, config.page_tokens, spec.head_dim, config.dtype)
+        self._remotes = {  # by their pools' numbers
+            own.first_pool + index: RemoteHeads(pool.device, links[pool.device], make_tag(HEADS, group, stage), spec, self._dtype)
+            for index, pool in enumerate(own.pools)
+            if index
+        }
+        self._is_first, self._is_last = stage == 0, stage + 1 == len(layout.stages)
+        self._before = None if self._is_first else links[layout.stages[stage - 1].primary]
+        self._after = None if self._is_last else links[layout.stages[stage + 1].primary]
+        self._ring = None if len(layout.stages) == 1 else links.get(layout.reporter if self._is_first else layout.stages[0].primary)
+        self._owed: deque[Owed] = deque()
+        self._sends: list[tuple[Pending, torch.Tensor]] = []  # with what is being sent, which must stay
+        self._lost: set[str] = set()  # devices of the group known to be lost
+
+    def run(self, step: RunStep, seqs: Sequences, rows: Rows) -> StepResult | None:
+        """One pass. Returns the step's result where this is the last stage."""
+        begin_s = time.perf_counter()
+        self._reap(rows)
+        batch, attend = self._prepare(seqs, rows)
+        ready_s = time.perf_counter()
+        hidden = self._receive_hidden(rows)
+        if not self._is_last:
+            self._send_hidden(self.model.forward_hidden(batch, attend, hidden))
+            self._expect_tokens(seqs, rows)
+            return None
+        logits = self.model.forward(batch, attend, hidden)
+        passed_s = time.perf_counter()
+        tokens, logprobs = self._sample(logits, seqs, rows.sampled)
+        end_s = time.perf_counter()
+        parts_s = {"prepare": ready_s - begin_s, "model": passed_s - ready_s, "sample": end_s - passed_s, "remote": attend.waited_s}
+        self._note_lost()
+        return StepResult(step.step, step.group, tokens, logprobs, end_s - begin_s, parts_s, tuple(sorted(self._lost)))
+
+    # ----------------------------------------------------------------------------------------------- one pass
+
+    def _prepare(self, seqs: Sequences, rows: Rows) -> tuple[StepBatch, DispatchedAttention]:
+        items, store_slots = stage_items(seqs, rows, self._stage, self._layout.stages[self._stage].first_pool)
+        local = LocalAttention(self.memory, self._spec, items, seqs.page_table, store_slots)
+        remotes = []
+        for pool, remote in self._remotes.items():
+            pairs = pool_pairs(seqs, rows, self._stage, pool)
+            if len(pairs):
+                remote.begin(pairs, patience_s(rows.predicted_s))
+                remotes.append(remote)
+        if self._is_first:
+            self._settle_tokens(seqs, rows)
+        batch = StepBatch(
+            token_ids=torch.from_numpy(seqs.tokens[rows.row_slots, rows.positions].astype(np.int64)),
+            positions=torch.from_numpy(rows.positions.astype(np.int32)),
+            sample_rows=torch.from_numpy((rows.first_rows + rows.counts - 1)[rows.samples].astype(np.int64)),
+        )
+        return batch, DispatchedAttention(local, remotes, self._dtype)
+
+    def _sample(self, logits: torch.Tensor, seqs: Sequences, slots: Int32s) -> tuple[Int32s, tuple[TokenLogprobs | None, ...]]:
+        """Samples one token for each slot, for this device's own copy of the tokens and the first stage's."""
+        if not len(slots):
+            return np.zeros(0, np.int32), ()
+        positions = seqs.known[slots]
+        sampled, logprobs = sample(logits, [seqs.sampling[slot] for slot in slots], seqs.choices[slots], positions.astype(np.int64))
+        tokens: Int32s = sampled.astype(np.int32)
+        seqs.tokens[slots, positions] = tokens
+        if not self._is_first:
+            self._send(self._ring, torch.from_numpy(tokens), TOKENS, 0)
+        return tokens, logprobs
+
+    # --------------------------------------------------------------------------------------------- neighbours
+
+    def _receive_hidden(self, rows: Rows) -> torch.Tensor | None:
+        """The rows of the stage before, and which devices it found lost; zeros when it is lost itself."""
+        if self._before is None:
+            return None
+        hidden = torch.zeros((len(rows.row_slots), self._spec.hidden), dtype=self._dtype)
+        losses = torch.zeros(1, dtype=torch.int64)
+        wait_s = patience_s(rows.predicted_s) * sum(len(stage.pools) for stage in self._layout.stages[: self._stage])
+        try:
+            receiving = [
+                self._before.post_recv(part, make_tag(kind, self._group, self._stage)) for part, kind in ((hidden, HIDDEN), (losses, LOSSES))
+            ]
+            for one in receiving:
+                one.wait(wait_s)
+        except PeerLost:
+            self._before.close()
+            self._lost.add(self._layout.stages[self._stage - 1].primary)
+            hidden, losses = torch.zeros_like(hidden), torch.zeros_like(losses)
+        self._lost.update(device for bit, device in enumerate(self._layout.devices) if int(losses) >> bit & 1)
+        return hidden.to(self.model.dtype)
+
+    def _send_hidden(self, hidden: torch.Tensor) -> None:
+        self._note_lost()
+        losses = sum(1 << bit for bit, device in enumerate(self._layout.devices) if device in self._lost)
+        self._send(self._after, hidden.to(self._dtype), HIDDEN, self._stage + 1)
+        self._send(self._after, torch.tensor([losses]), LOSSES, self._stage + 1)
+
+    def _expect_tokens(self, seqs: Sequences, rows: Rows) -> None:
+        """The first stage will need what the last one samples; it posts for it now and waits when it needs it."""
+        slots = rows.sampled
+        if not (self._is_first and len(slots)):
+            return
+        assert self._ring is not None
+        tokens = torch.zeros(len(slots), dtype=torch.int32)
+        try:
+            self._owed.append(Owed(slots, seqs.known[slots], tokens, self._ring.post_recv(tokens, make_tag(TOKENS, self._group))))
+        except PeerLost:
+            self._lost.add(self._layout.reporter)
+
+    def _settle_tokens(self, seqs: Sequences, rows: Rows) -> None:
+        """Waits for the tokens this step's rows may be made of. Of a lost last stage none come: then the group is lost, and nobody looks."""
+        while self._owed and any(np.isin(owed.slots, rows.slots).any() for owed in self._owed):
+            owed = self._owed.popleft()
+            try:
+                owed.receiving.wait(patience_s(rows.predicted_s) * len(self._layout.devices))
+                seqs.tokens[owed.slots, owed.positions] = owed.tokens.numpy()
+            except PeerLost:
+                self._lost.add(self._layout.reporter)
+                self._owed.clear()
+
+    def _send(self, link: Link | None, data: torch.Tensor, kind: int, stage: int) -> None:
+        assert link is not None
+        try:
+            self._sends.append((link.isend(data, make_tag(kind, self._group, stage)), data))
+        except PeerLost:
+            link.close()  # whoever is last in the group tells of it, or is lost itself
+
+    def _reap(self, rows: Rows) -> None:
+        """Ends the sends of the step before, which has long been received."""
+        sends, self._sends = self._sends, []
+        for sending, _ in sends:
+            try:
+                sending.wait(patience_s(rows.predicted_s) * len(self._layout.devices))
+            except PeerLost:
+                continue
+
+    def _note_lost(self) -> None:
+        self._lost.update(remote.device for remote in self._remotes.values() if remote.lost)

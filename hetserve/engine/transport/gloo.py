@@ -1,0 +1,95 @@
+"""Links between worker processes: one two-rank gloo process group for each pair and plane, on this machine's loopback interface.
+
+gloo has no authentication; whoever can reach the loopback interface could connect, which is every process of this machine.
+"""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import distributed
+
+from hetserve.engine.transport.link import PeerLost, Pending
+
+HOST = "127.0.0.1"
+_Gloo: Any = distributed.ProcessGroupGloo  # torch's own types leave out most of it
+CONNECT_S = 600.0  # the peer may still be reading its weights
+
+
+class GlooLinks:
+    """Makes one worker's links.
+
+    Args:
+        folder: where the workers of an engine find each other; private to it.
+        device: this worker's.
+    """
+
+    def __init__(self, folder: Path, device: str) -> None:
+        self._folder = folder
+        self._device = device
+        self._options = _Gloo._Options()
+        self._options._devices = [_Gloo.create_device(hostname=HOST)]
+        self._options._threads = 1
+        self._options._timeout = timedelta(seconds=CONNECT_S)
+
+    def connect(self, peer: str, plane: str) -> GlooLink:
+        """Blocks until the peer connects too. Workers connect to their peers in one order that all agree on (`connect_all`)."""
+        low, high = sorted((self._device, peer))
+        store = distributed.PrefixStore(f"{low}|{high}|{plane}", distributed.FileStore(str(self._folder / "meeting")))
+        rank = int(self._device == high)
+        return GlooLink(_Gloo(store, rank, 2, self._options), 1 - rank)
+
+
+class GlooLink:
+    """A `Link` over one process group of two."""
+
+    def __init__(self, group: Any, peer: int) -> None:
+        self._group = group
+        self._peer = peer
+        self.lost = False
+
+    def post_recv(self, into: torch.Tensor, tag: int) -> Pending:
+        self._require_open()
+        try:
+            return _Work(self, self._group.recv([into], self._peer, tag))
+        except RuntimeError as error:
+            raise self.gone(error) from None
+
+    def isend(self, data: torch.Tensor, tag: int) -> Pending:
+        self._require_open()
+        try:
+            return _Work(self, self._group.send([data], self._peer, tag))
+        except RuntimeError as error:
+            raise self.gone(error) from None
+
+    def close(self) -> None:
+        self.lost = True
+
+    def gone(self, error: RuntimeError) -> PeerLost:
+        """The link is of no use any more: gloo closes a pair on any error."""
+        self.lost = True
+        return PeerLost(str(error).splitlines()[0])
+
+    def _require_open(self) -> None:
+        if self.lost:
+            raise PeerLost("the link is closed")
+
+
+class _Work:
+    """A `Pending` of a GlooLink."""
+
+    __slots__ = ("_link", "_work")
+
+    def __init__(self, link: GlooLink, work: distributed.Work) -> None:
+        self._link = link
+        self._work = work
+
+    def wait(self, timeout_s: float) -> None:
+        self._link._require_open()  # after an error, gloo may never finish what else was under way
+        try:
+            self._work.wait(timedelta(seconds=timeout_s))
+        except RuntimeError as error:
+            raise self._link.gone(error) from None
