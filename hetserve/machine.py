@@ -78,6 +78,12 @@ def memory_limit_bytes() -> int | None:
     return min(known) if known else None
 
 
+def clock_mhz() -> float:
+    """The mean clock of the cores at this moment as /proc/cpuinfo tells it, 0 where it does not; a virtual machine's is often only nominal."""
+    clocks = [float(value) for value in re.findall(r"^cpu MHz\s*:\s*([\d.]+)", _read("/proc/cpuinfo"), re.MULTILINE)]
+    return sum(clocks) / len(clocks) if clocks else 0.0
+
+
 def caches() -> dict[str, int]:
     """Bytes of each data cache as one core sees it: `{"l1d": ..., "l2": ..., "l3": ...}`."""
     sizes = {}

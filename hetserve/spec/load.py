@@ -1,4 +1,4 @@
-"""Reads model folders, cluster files and plan files, and writes plans. The only part of `spec` that touches files or the machine."""
+"""Reads model folders, cluster files, plans and profiles, and writes the last two. The only part of `spec` that touches files or the machine."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from hetserve.errors import ModelError, SpecError
 from hetserve.spec.cluster import Cluster, Host, isa_levels, parse_cluster
 from hetserve.spec.model import ModelSpec
 from hetserve.spec.plan import Plan, decode_plan, encode_plan
+from hetserve.spec.profile import Profile, encode_profile, parse_profile
 
 MOST_BYTES = 16 * 2**20  # no declaration is larger; keeps a mistyped path to a checkpoint from being read whole
 
@@ -42,11 +43,7 @@ def load_cluster(name_or_path: str | Path, host: Host | None = None) -> Cluster:
         SpecError: no such name or file, not TOML, or a declaration that makes no sense.
     """
     text, where = _cluster_text(str(name_or_path))
-    try:
-        data = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
-        raise SpecError(f"{where}: not TOML: {error}") from None
-    return parse_cluster(data, host or this_host(), where)
+    return parse_cluster(_toml(text, where), host or this_host(), where)
 
 
 def cluster_names() -> list[str]:
@@ -70,13 +67,25 @@ def save_plan(plan: Plan, path: str | Path) -> None:
     Raises:
         SpecError: the file cannot be written.
     """
-    path = Path(path)
-    draft = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        draft.write_text(encode_plan(plan), encoding="utf-8")
-        draft.replace(path)
-    except OSError as error:
-        raise SpecError(f"the plan cannot be written to {str(path)!r}: {error.strerror}") from None
+    _replace(Path(path), encode_plan(plan), "plan")
+
+
+def load_profile(path: str | Path) -> Profile:
+    """The profile in a file.
+
+    Raises:
+        SpecError, UnsupportedError: see `parse_profile`; SpecError also when the file cannot be read or is not TOML.
+    """
+    return parse_profile(_toml(_read_text(Path(path), SpecError), str(path)), str(path))
+
+
+def save_profile(profile: Profile, path: str | Path) -> None:
+    """Writes a profile file, replacing what is there at once.
+
+    Raises:
+        SpecError: the file cannot be written.
+    """
+    _replace(Path(path), encode_profile(profile), "profile")
 
 
 def this_host() -> Host:
@@ -87,6 +96,23 @@ def this_host() -> Host:
         limits_bytes.append(int(cgroup.read_text()))
     levels = isa_levels(Path("/proc/cpuinfo").read_text())
     return Host(tuple(sorted(os.sched_getaffinity(0))), min(limits_bytes), levels[-1] if levels else "")
+
+
+def _replace(path: Path, text: str, what: str) -> None:
+    """Writes a file beside its place, then moves it there: nobody ever reads half of it."""
+    draft = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        draft.write_text(text, encoding="utf-8")
+        draft.replace(path)
+    except OSError as error:
+        raise SpecError(f"the {what} cannot be written to {str(path)!r}: {error.strerror}") from None
+
+
+def _toml(text: str, where: str) -> dict[str, Any]:
+    try:
+        return tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise SpecError(f"{where}: not TOML: {error}") from None
 
 
 def _cluster_text(name: str) -> tuple[str, str]:

@@ -2,7 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import json
+from dataclasses import asdict, dataclass
+from itertools import permutations
+from typing import Any
+
+from hetserve.errors import SpecError, UnsupportedError
+from hetserve.spec.cluster import Cluster, Device
+from hetserve.spec.fingerprint import model_fingerprint
+from hetserve.spec.model import ModelSpec
+from hetserve.spec.strict import build
+
+FORMAT = 1
+AGAIN = "`hetserve profile` measures it"
 
 
 @dataclass(frozen=True)
@@ -20,7 +32,7 @@ class AttentionLine:
 
 @dataclass(frozen=True)
 class DensePoint:
-    """The matrix products of one layer at `tokens` rows."""
+    """The dense part of one layer at `tokens` rows: its matrix products, with the norms and activations between them."""
 
     tokens: int
     layer_s: float
@@ -47,6 +59,7 @@ class DeviceProfile:
     attention: AttentionLine
     prefill_pair_s: float  # prefill attention of one layer: seconds per (token, earlier token) pair, all heads
     dense: tuple[DenseTimes, ...]
+    cap: str = ""  # the isa its cluster capped it to; empty: none
 
 
 @dataclass(frozen=True)
@@ -74,6 +87,7 @@ class Profile:
     date: str  # YYYY-MM-DD
     devices: tuple[DeviceProfile, ...]
     links: tuple[LinkProfile, ...]
+    commit: str = ""  # of the code that measured; empty: unknown
 
     def device(self, name: str) -> DeviceProfile | None:
         """The profile of the device called `name`, if it was measured."""
@@ -82,3 +96,86 @@ class Profile:
     def link(self, source: str, target: str) -> LinkProfile | None:
         """The measured link from one device to another."""
         return next((one for one in self.links if (one.source, one.target) == (source, target)), None)
+
+
+def require(profile: Profile, cluster: Cluster, model: ModelSpec, dtype: str) -> None:
+    """Raises SpecError unless the profile was measured for this model, this KV dtype and these devices."""
+    if profile.model_fingerprint != model_fingerprint(model):
+        raise SpecError(f"the profile is of the model {profile.model!r}, which has another shape than {model.name!r}", AGAIN)
+    if profile.dtype != dtype:
+        raise SpecError(f"the profile was measured with {profile.dtype}, not with {dtype}", f"{AGAIN} with --dtype {dtype}")
+    for device in cluster.devices:
+        _require_device(profile, device, cluster.name)
+    for source, target in permutations((device.name for device in cluster.devices), 2):
+        if profile.link(source, target) is None:
+            raise SpecError(f"the profile knows no link from {source!r} to {target!r}", AGAIN)
+
+
+def _require_device(profile: Profile, device: Device, cluster: str) -> None:
+    known = profile.device(device.name)
+    if known is None:
+        measured = ", ".join(one.name for one in profile.devices)
+        raise SpecError(f"the profile knows nothing of device {device.name!r} of cluster {cluster!r}, only of {measured}", AGAIN)
+    if (known.kind, known.cores, known.cap) != (device.kind, len(device.cores), device.isa):
+        raise SpecError(
+            f"the profile is of another device {device.name!r}: {known.cores} {known.kind} cores, isa {known.cap or 'native'}; "
+            f"that of cluster {cluster!r} has {len(device.cores)} {device.kind} cores, isa {device.isa or 'native'}",
+            AGAIN,
+        )
+
+
+def encode_profile(profile: Profile) -> str:
+    """The profile as the text of its TOML file."""
+    return f"format = {FORMAT}\n" + _table(asdict(profile), "")
+
+
+def parse_profile(data: dict[str, Any], where: str) -> Profile:
+    """The profile in the tables of a profile file.
+
+    Raises:
+        SpecError: unknown or missing keys, values of a wrong type or that cannot be times.
+        UnsupportedError: a format this version does not know.
+    """
+    if data.get("format") != FORMAT:
+        raise UnsupportedError(f"{where}: this version reads profiles of format {FORMAT} only", AGAIN)
+    tables = {"links": [], **{key: value for key, value in data.items() if key != "format"}}  # a single device has no links
+    profile = build(Profile, tables, where)
+    for device in profile.devices:
+        line = device.attention
+        times = [line.a_s, line.b_s, line.c_s, *(one.layer_s for dense in device.dense for one in (*dense.layer, *dense.lm_head))]
+        _check(times, [device.read_bytes, device.prefill_pair_s], f"{where}: device {device.name!r}")
+        for dense in device.dense:
+            for points in (dense.layer, dense.lm_head):
+                tokens = [point.tokens for point in points]
+                if not tokens or tokens != sorted(set(tokens)) or tokens[0] < 1:
+                    raise SpecError(f"{where}: device {device.name!r} has times for {tokens} rows, which must ascend from at least 1")
+    for link in profile.links:
+        _check([link.gamma_s, link.beta_s], [link.bytes_per_s], f"{where}: the link from {link.source!r} to {link.target!r}")
+    return profile
+
+
+def _check(at_least_zero: list[float], positive: list[float], where: str) -> None:
+    if not (all(0 <= value < float("inf") for value in at_least_zero) and all(0 < value < float("inf") for value in positive)):
+        raise SpecError(f"{where} has a time or a rate that none can be", "was the file edited by hand? measure again")
+
+
+def _table(body: dict[str, Any], name: str) -> str:
+    """A table's own values, then its tables below; deeper down, a list of plain dictionaries takes one line for each."""
+    below = {key: value for key, value in body.items() if isinstance(value, tuple) and (not name or any(_holds_list(row) for row in value))}
+    text = "".join(f"{key} = {_toml(value)}\n" for key, value in body.items() if key not in below)
+    for key, rows in below.items():
+        path = f"{name}.{key}".lstrip(".")
+        text += "".join(f"\n[[{path}]]\n{_table(row, path)}" for row in rows)
+    return text
+
+
+def _holds_list(row: dict[str, Any]) -> bool:
+    return any(isinstance(value, tuple) for value in row.values())
+
+
+def _toml(value: Any) -> str:
+    if isinstance(value, dict):
+        return "{ " + ", ".join(f"{key} = {_toml(inner)}" for key, inner in value.items()) + " }"
+    if isinstance(value, tuple):
+        return "[\n" + "".join(f"  {_toml(inner)},\n" for inner in value) + "]" if value else "[]"
+    return json.dumps(value, ensure_ascii=False)

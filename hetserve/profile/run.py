@@ -1,0 +1,119 @@
+"""Measures a cluster: one process after another for the devices, then two at a time for the links between them."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack, contextmanager
+from datetime import date
+from itertools import combinations
+from pathlib import Path
+from typing import Any, TypeVar
+
+import msgspec
+
+from hetserve import machine
+from hetserve.errors import WorkerError
+from hetserve.profile.child import TICK
+from hetserve.profile.fitted import device_profile, link_profiles
+from hetserve.profile.tasks import DeviceSamples, DeviceTask, Effort, LinkSamples, LinkTask, device_ticks
+from hetserve.spec.cluster import Cluster, Device
+from hetserve.spec.fingerprint import model_fingerprint
+from hetserve.spec.model import ModelSpec
+from hetserve.spec.profile import DeviceProfile, LinkProfile, Profile
+
+T = TypeVar("T", DeviceSamples, LinkSamples)
+
+
+def ticks(cluster: Cluster, effort: Effort) -> int:
+    """How often `measure` calls its `tick`."""
+    pairs = len(list(combinations(cluster.devices, 2)))
+    return len(cluster.devices) * device_ticks(effort) + pairs * effort.rounds
+
+
+def measure(cluster: Cluster, model: ModelSpec, dtype: str, effort: Effort, tick: Callable[[], None]) -> Profile:
+    """The profile of every device and link.
+
+    Raises:
+        WorkerError: a measuring process failed.
+    """
+    devices = tuple(measure_device(device, model, dtype, effort, tick) for device in cluster.devices)
+    links = measure_links(cluster, model, dtype, effort, tick)
+    facts = machine.describe()
+    packages = ", ".join(f"{name} {version}" for name, version in facts["packages"].items() if version)
+    return Profile(
+        model=model.name,
+        model_fingerprint=model_fingerprint(model),
+        dtype=dtype,
+        machine=f"{facts['cpu']}, {facts['cores']} cores",
+        clocks_mhz=machine.clock_mhz(),
+        versions=f"{packages}, Python {facts['python']}, Linux {facts['kernel']}",
+        date=date.today().isoformat(),
+        devices=devices,
+        links=links,
+        commit=(facts["commit"] or "") + (" with changes" if facts["dirty"] else ""),
+    )
+
+
+def measure_device(device: Device, model: ModelSpec, dtype: str, effort: Effort, tick: Callable[[], None]) -> DeviceProfile:
+    task = DeviceTask(device.cores, device.isa, device.memory_bytes, model, dtype, effort)
+    with _child("device", task, device.name) as child:
+        return device_profile(device, task, child.samples(DeviceSamples, tick))
+
+
+def measure_links(cluster: Cluster, model: ModelSpec, dtype: str, effort: Effort, tick: Callable[[], None]) -> tuple[LinkProfile, ...]:
+    """Both directions between every two devices, pair by pair."""
+    links: list[LinkProfile] = []
+    for pair in combinations(cluster.devices, 2):
+        with tempfile.TemporaryDirectory(prefix="hetserve-profile-") as meeting, ExitStack() as stack:
+            tasks = [_link_task(pair, number, meeting, effort) for number in (0, 1)]
+            first, second = (stack.enter_context(_child("link", task, task.device)) for task in tasks)
+            samples = first.samples(LinkSamples, tick)
+            second.samples(LinkSamples, lambda: None)
+        links += link_profiles(tasks[0], samples, model, dtype)
+    return tuple(links)
+
+
+def _link_task(pair: Sequence[Device], number: int, meeting: str, effort: Effort) -> LinkTask:
+    mine, other = pair[number], pair[1 - number]
+    return LinkTask(mine.cores, mine.isa, mine.name, other.name, number == 0, meeting, effort)
+
+
+class _Child:
+    """A measuring process under way."""
+
+    def __init__(self, process: subprocess.Popen[str], said: Path, device: str) -> None:
+        self._process, self._said, self._device = process, said, device
+
+    def samples(self, kind: type[T], tick: Callable[[], None]) -> T:
+        """What it measured, once it is done."""
+        assert self._process.stdout is not None
+        last = ""
+        for line in self._process.stdout:
+            last = line.strip()
+            if last == TICK:
+                tick()
+        if self._process.wait() != 0:
+            lines = self._said.read_text().strip().splitlines() or ["it said nothing"]
+            raise WorkerError(f"the process that measured {self._device!r} failed: {lines[-1]}", "`hetserve doctor` shows what is missing here")
+        return msgspec.json.decode(last, type=kind)
+
+
+@contextmanager
+def _child(what: str, task: DeviceTask | LinkTask, device: str) -> Any:
+    """A measuring process with its task; ended when the block is left."""
+    with tempfile.NamedTemporaryFile("w+", prefix="hetserve-profile-") as said:
+        command = [sys.executable, "-m", "hetserve.profile.child", what]
+        process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=said, text=True)
+        try:
+            assert process.stdin is not None
+            process.stdin.write(msgspec.json.encode(task).decode())
+            process.stdin.close()
+            yield _Child(process, Path(said.name), device)
+        finally:
+            process.kill()
+            process.wait()
+            if process.stdout is not None:
+                process.stdout.close()

@@ -1,0 +1,100 @@
+"""What the measuring processes are told and what they answer: frozen data, sent as JSON."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from hetserve.spec.model import ModelSpec
+from hetserve.spec.profile import DenseTimes
+
+ACK_BYTES = 64
+
+
+@dataclass(frozen=True)
+class Effort:
+    """How much is measured. Every time is the median over rounds, and each round goes through all points, so that a disturbance hits all alike."""
+
+    rounds: int = 9
+    grid: int = 8  # attention: so many batches by so many amounts of cache
+    most_requests: int = 64  # the largest batch
+    most_bytes: int = 2**27  # of one layer's cache
+    tokens: tuple[int, ...] = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
+    head_rows: tuple[int, ...] = (1, 2, 4, 8, 16, 32, 64, 128, 256)
+    chunks: tuple[tuple[int, int], ...] = ((128, 128), (256, 256), (512, 512), (512, 1024), (256, 2048), (512, 2048), (1024, 1024))  # rows, length
+    link_bytes: tuple[int, ...] = tuple(2**power for power in range(10, 21))
+    bulk_bytes: tuple[int, ...] = (2**22, 2**23, 2**24)
+    pings: int = 30  # in a row, of one size
+
+
+FULL = Effort()
+QUICK = Effort(3, 4, 8, 2**22, (1, 4, 16), (1, 4), ((16, 16), (32, 64)), (2**10, 2**12, 2**14, 2**16), (2**20,), 5)
+
+
+@dataclass(frozen=True)
+class DeviceTask:
+    """Measure one device."""
+
+    cores: tuple[int, ...]
+    isa: str  # the cap, as a worker's
+    memory_bytes: int
+    model: ModelSpec
+    dtype: str  # of the KV
+    effort: Effort
+
+
+@dataclass(frozen=True)
+class AttentionPoint:
+    """Decode attention of one layer, storing the new keys and values included."""
+
+    heads: int  # query heads over all requests
+    vectors: int  # cached keys and values over all KV heads
+    seconds: float
+
+
+@dataclass(frozen=True)
+class ChunkPoint:
+    """Attention of one layer for a chunk of a prompt."""
+
+    pairs: int  # (token, earlier token or itself)
+    seconds: float
+
+
+@dataclass(frozen=True)
+class DeviceSamples:
+    isa: str  # the kernels' instruction set
+    read_bytes: float  # bytes per second
+    attention: tuple[AttentionPoint, ...]  # batch by batch
+    chunks: tuple[ChunkPoint, ...]
+    dense: tuple[DenseTimes, ...]
+
+
+@dataclass(frozen=True)
+class LinkTask:
+    """Measure the link between two devices, from one of its ends; the process of the first device takes the times."""
+
+    cores: tuple[int, ...]
+    isa: str
+    device: str
+    peer: str
+    first: bool
+    meeting: str  # a folder where the two find each other
+    effort: Effort
+
+    @property
+    def exchanges(self) -> tuple[tuple[int, int], ...]:
+        """(bytes to the second device, bytes back) of every exchange: round trips, bulk one way, bulk the other way."""
+        bulk = self.effort.bulk_bytes
+        round_trips = tuple((size, size) for size in self.effort.link_bytes)
+        return (*round_trips, *((size, ACK_BYTES) for size in bulk), *((ACK_BYTES, size) for size in bulk))
+
+
+@dataclass(frozen=True)
+class LinkSamples:
+    """Seconds of each of a LinkTask's exchanges, there and back; empty from the second device."""
+
+    seconds: tuple[float, ...]
+
+
+def device_ticks(effort: Effort) -> int:
+    """How often a device's process reports progress."""
+    return 6 * effort.rounds + 1

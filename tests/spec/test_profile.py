@@ -1,0 +1,98 @@
+"""Profile files: what is written is read back; what no measurement can say, and what is of something else, is refused."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from hetserve.engine.model.recipes import RECIPES
+from hetserve.errors import SpecError, UnsupportedError
+from hetserve.spec.cluster import Cluster, Device, scaled
+from hetserve.spec.fingerprint import model_fingerprint
+from hetserve.spec.load import load_profile, save_profile
+from hetserve.spec.model import ModelSpec
+from hetserve.spec.profile import AttentionLine, DensePoint, DenseTimes, DeviceProfile, LinkProfile, Profile, require
+
+TINY, OTHER = (ModelSpec.from_hf(RECIPES[name].config, None, name) for name in ("tiny", "tiny-mha"))
+CLUSTER = Cluster("pair", (1,), (Device("fast", "cpu", (0,), "", 2**30), Device("slow", "cpu", (1,), "avx2", 2**29)))
+DENSE = DenseTimes("bfloat16", (DensePoint(1, 1e-3), DensePoint(2, 1.1e-3)), (DensePoint(1, 2e-3),))
+
+
+def device(name: str, cap: str) -> DeviceProfile:
+    return DeviceProfile(
+        name, "cpu", "avx2", 1, 2.9e10, AttentionLine(4e-7, 6.1e-9, 0.0, 0.047), 3e-8, (DENSE, replace(DENSE, weights="float32")), cap
+    )
+
+
+PROFILE = Profile(
+    "tiny",
+    model_fingerprint(TINY),
+    "bfloat16",
+    'AMD "EPYC", 2 cores',
+    2596.1,
+    "torch 2.13",
+    "2026-11-21",
+    (device("fast", ""), device("slow", "avx2")),
+    (LinkProfile("fast", "slow", 2e-8, 5e-5, 3e9, 0.11), LinkProfile("slow", "fast", 2e-8, 5e-5, 3.1e9, 0.11)),
+    "abc",
+)
+
+
+def test_what_is_written_is_read_back(tmp_path) -> None:
+    for profile in (PROFILE, replace(PROFILE, links=(), devices=PROFILE.devices[:1])):
+        save_profile(profile, tmp_path / "p.toml")
+        assert load_profile(tmp_path / "p.toml") == profile
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "kind", "said"),
+    [
+        ("format = 1", "format = 2", UnsupportedError, "format 1 only"),
+        ("gamma_s", "gama_s", SpecError, "did you mean 'gamma_s'"),
+        ("prefill_pair_s = 3e-08", "prefill_pair_s = 0", SpecError, "device 'fast' has a time or a rate that none can be"),
+        ("a_s = 4e-07", "a_s = -4e-07", SpecError, "none can be"),
+        ("a_s = 4e-07", "a_s = nan", SpecError, "none can be"),
+        ("bytes_per_s = 3000000000.0", "bytes_per_s = 0", SpecError, "the link from 'fast' to 'slow'"),
+        ("{ tokens = 2,", "{ tokens = 1,", SpecError, "must ascend"),
+        ("[[devices]]", "[[devices]", SpecError, "not TOML"),
+    ],
+)
+def test_a_damaged_file_is_refused(tmp_path, old, new, kind, said) -> None:
+    path = tmp_path / "p.toml"
+    save_profile(PROFILE, path)
+    text = path.read_text()
+    assert old in text
+    path.write_text(text.replace(old, new, 1))
+    with pytest.raises(kind) as caught:
+        load_profile(path)
+    assert said in f"{caught.value.message} {caught.value.hint}" and "p.toml" in caught.value.message
+
+
+def test_a_profile_of_these_devices_and_this_model_is_taken() -> None:
+    require(PROFILE, CLUSTER, TINY, "bfloat16")
+    require(PROFILE, scaled(CLUSTER, 4), replace(TINY, name="renamed"), "bfloat16")
+    require(PROFILE, replace(CLUSTER, devices=CLUSTER.devices[:1]), TINY, "bfloat16")
+
+
+def change(number: int, **changes) -> Cluster:
+    devices = list(CLUSTER.devices)
+    devices[number] = replace(devices[number], **changes)
+    return replace(CLUSTER, devices=tuple(devices))
+
+
+@pytest.mark.parametrize(
+    ("profile", "cluster", "model", "dtype", "said"),
+    [
+        (PROFILE, CLUSTER, OTHER, "bfloat16", "another shape than 'tiny-mha'"),
+        (PROFILE, CLUSTER, TINY, "float32", "not with float32"),
+        (PROFILE, change(0, name="third"), TINY, "bfloat16", "only of fast, slow"),
+        (PROFILE, change(0, cores=(0, 2)), TINY, "bfloat16", "has 2 cpu cores"),
+        (PROFILE, change(1, isa=""), TINY, "bfloat16", "1 cpu cores, isa avx2"),
+        (replace(PROFILE, links=PROFILE.links[:1]), CLUSTER, TINY, "bfloat16", "no link from 'slow' to 'fast'"),
+    ],
+)
+def test_a_profile_of_something_else_is_refused(profile, cluster, model, dtype, said) -> None:
+    with pytest.raises(SpecError) as caught:
+        require(profile, cluster, model, dtype)
+    assert said in caught.value.message and caught.value.hint
