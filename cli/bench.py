@@ -17,9 +17,24 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+import hetserve
 from hetserve.errors import BenchError, HetserveError, UsageError
 
-from .bench_setup import STANDARD_DATASET, STANDARD_MODEL, STANDARD_PROMPTS, VLLM_PROMPTS, Flags, Job, key_value, numbers, resolve
+from .bench_setup import (
+    PAIRS,
+    PAIRS_OF_MANY,
+    STANDARD_CLUSTER,
+    STANDARD_DATASET,
+    STANDARD_KV_MEMORY,
+    STANDARD_MODEL,
+    STANDARD_PROMPTS,
+    VLLM_PROMPTS,
+    Flags,
+    Job,
+    key_value,
+    numbers,
+    resolve,
+)
 from .console import Screen
 
 if TYPE_CHECKING:
@@ -49,7 +64,9 @@ _folder = click.Path(file_okay=False, path_type=Path)
 
 
 @click.command(cls=BenchCommand)
-@click.option("--baseline", type=click.Choice(["vllm"]), help="Also measure the real vLLM (`hetserve baseline install vllm`), pair by pair.")
+@click.option("--baseline", help="What to compare with, pair by pair, with commas: vllm (`hetserve baseline install vllm`), or see below.")
+@click.option("--system", help="Which of this engine's systems to measure, planned for --cluster and its budgets  [default: uniform]")
+@click.option("--memory-scale", help="Multiply the cluster's memory budgets, with commas for a curve: 1,2,4  [default: 1]")
 @click.option("--baseline-url", help="A running server as the other side; marked shared_cores, as it cannot be frozen.")
 @click.option("--baseline-dir", type=_folder, help="Where baselines are kept  [default: the cache folder]")
 @click.option("--baseline-args", default="", help="More arguments for `vllm serve`, as one string.")
@@ -60,15 +77,16 @@ _folder = click.Path(file_okay=False, path_type=Path)
 @click.option("--model", help=f"A Hugging Face model folder, or a name `hetserve model make` knows  [default: {STANDARD_MODEL}]")
 @click.option("--served-model-name", help="The model's name in requests  [default: the folder's; with a URL: what /v1/models says]")
 @click.option("--tokenizer", help="A folder with tokenizer.json  [default: the model's]")
-@click.option("--cluster", default="cpu", show_default=True, help="A file in workloads/clusters, by name or path: which cores.")
+@click.option("--cluster", default=STANDARD_CLUSTER, show_default=True, help="A file in workloads/clusters, by name or path: which cores.")
 @click.option("--plan", type=_file, help="A plan file for hetserve  [default: the uniform plan]")
 @click.option("--dtype", type=click.Choice(["auto", "bfloat16", "float32"]), default="auto", show_default=True, help="auto: the checkpoint's.")
-@click.option("--kv-memory", default="4 GiB", show_default=True, help="Memory for each system's KV cache.")
+@click.option("--kv-memory", help=f"Memory for each system's KV cache  [default: {STANDARD_KV_MEMORY}; with --system: what its budget leaves]")
 @click.option("--max-model-len", type=int, help="Prompt and answer together, tokens  [default: the model's, or what the KV memory holds]")
 @click.option(
     "--dataset-name", help=f"random, azure-conv, azure-code, sharegpt or custom  [default: {STANDARD_DATASET}; with other dataset flags: random]"
 )
 @click.option("--dataset-path", type=_file, help="The dataset's file (CSV or JSON Lines, gzipped or not).")
+@click.option("--class", "only", help="Of a trace, only requests of this class: HPHD, HPLD, LPHD or LPLD (prompt above 512, answer above 128).")
 @click.option("--data-dir", type=_folder, help="A folder with public traces  [default: $HETSERVE_DATA; without: the committed length tables]")
 @click.option("--num-prompts", type=int, help=f"[default: {STANDARD_PROMPTS}; with dataset flags or a URL: {VLLM_PROMPTS}, as vLLM]")
 @click.option("--seed", default=0, show_default=True, help="The same seed gives the same requests.")
@@ -98,7 +116,11 @@ _folder = click.Path(file_okay=False, path_type=Path)
 @click.option("--header", multiple=True, help="KEY=VALUE ..., further HTTP headers.")
 @click.option("--backend", type=click.Choice(["openai", "vllm"]), default="openai", show_default=True, help="Both: OpenAI's completions.")
 @click.option("--endpoint", default="/v1/completions", show_default=True)
-@click.option("--pairs", type=click.IntRange(1), default=6, show_default=True, help="Pairs of runs with a baseline; an interval needs 6.")
+@click.option(
+    "--pairs",
+    type=click.IntRange(1),
+    help=f"Pairs of runs with each baseline  [default: {PAIRS}, which an interval needs; with several: {PAIRS_OF_MANY}]",
+)
 @click.option("--check", type=click.IntRange(0), default=16, show_default=True, help="Texts on which outputs part to judge by transformers; 0: all.")
 @click.option("--result-dir", type=_folder, help="[default: results/bench/YYYYMMDD]")
 @click.option("--save-result", is_flag=True, help="Also write vLLM's flat JSON, one file a system, under vLLM's file name.")
@@ -111,17 +133,24 @@ def bench(**given: Any) -> None:
     """Measure this engine; with --baseline vllm, the real vLLM beside it on the same requests, cores, memory and dtype.
 
     Nothing given: the standard run, llama-250m made on the spot, azure-conv lengths, all requests at once.
+
+    With --system, or several baselines, systems are planned for the cluster's budgets and compared in one table. Baselines are then this
+    engine's systems (results call them NAME-policy), vllm (on the cluster's first device), vllm-replicas (on every device it fits, requests
+    dealt by measured speed) and vllm-all (all cores, uncapped: other hardware, for scale). A name may carry flags of `hetserve plan`.
     """
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that servers are stopped on the way out
-    from .bench_table import render
+    from .bench_table import render, render_many
 
     flags = Flags(**given)
     screen = Screen(flags.as_json)
     with _log_folder() as logs:
-        result = _run(flags, screen, logs)
-    render(result, latencies(flags), numbers(flags.metric_percentiles), screen)
-    screen.json(result)
-    wrong = sum(one.get("wrong", 0) for one in result["agreement"].values())
+        results = _run(flags, screen, logs)
+    if flags.many:
+        render_many(results, screen)
+    else:
+        render(results[0], latencies(flags), numbers(flags.metric_percentiles), screen)
+    screen.json(results[0] if len(results) == 1 else {"scales": results})
+    wrong = sum(one.get("wrong", 0) for result in results for one in result["agreement"].values())
     if wrong:
         raise BenchError(f"{wrong} outputs are wrong: they differ where the reference sees no tie.", hint="the result's `agreement` has each of them")
 
@@ -140,25 +169,55 @@ def _log_folder() -> Iterator[Path]:
             shutil.rmtree(logs)
 
 
-def _run(flags: Flags, screen: Screen, logs: Path) -> dict[str, Any]:
+def _run(flags: Flags, screen: Screen, logs: Path) -> list[dict[str, Any]]:
+    """A result for each job, each saved as soon as it is there."""
+    latencies(flags)
+    jobs = resolve(flags, screen, logs)
+    screen.note(jobs[0].command)
+    results = []
+    for number, job in enumerate(jobs, 1):
+        if len(jobs) > 1:
+            screen.note(f"memory budgets times {job.conditions['memory_scale']:g} ({number} of {len(jobs)})")
+        results.append(_measure(flags, job, screen))
+        _save(results[-1], flags, screen)
+    return results
+
+
+def _measure(flags: Flags, job: Job, screen: Screen) -> dict[str, Any]:
+    """All runs of one job, then its outputs against each other's."""
     from hetserve import machine
     from hetserve.bench import result, session
 
-    latencies(flags)
-    job = resolve(flags, screen, logs)
-    screen.note(job.command)
+    missing = job.missing or {}
+    measured: list[Measured] = []
     agreement = {}
-    if job.theirs is not None:
-        measured = session.run_both(job.experiment, job.ours, job.theirs, job.models, screen.progress)
-        found, by = session.compare_outputs(job.experiment, measured, job.model, screen.progress)
-        agreement[job.theirs.name] = result.agreement_result(found, by)
-    else:
+    for other in job.others:
+        try:
+            runs = session.run_both(job.experiment, job.ours, other, job.models, screen.progress)
+            found, by = session.compare_outputs(job.experiment, runs, job.model, screen.progress)
+        except HetserveError as error:
+            if job.missing is None:
+                raise
+            missing[other.name] = error.message
+            screen.note(f"left out: {other.name}: {error.message}")
+            continue
+        measured += runs
+        agreement[other.name] = result.agreement_result(found, by)
+    if not measured:
         measured = session.run_one(job.experiment, job.ours, job.models[job.ours.name], screen.progress)
-    systems = {name: _system(flags, job, name, [one for one in measured if one.system == name]) for name in job.models}
-    protocol = session.protocol(job.experiment, job.theirs is not None)
-    whole = result.build(systems, agreement, job.experiment.workload.lengths.inputs, machine.describe(), job.command, protocol)
-    _save(whole, flags, screen)
-    return whole
+    ran = {name: runs for name in job.models if (runs := [one for one in measured if one.system == name])}
+    whole = result.build(
+        systems={name: _system(flags, job, name, runs) for name, runs in ran.items()},
+        agreement=agreement,
+        inputs=job.experiment.workload.lengths.inputs,
+        machine=machine.describe(),
+        command=job.command,
+        protocol=session.protocol(job.experiment, bool(agreement)) | job.conditions,
+        ours=job.ours.name,
+        missing=missing,
+    )
+    cleaned: dict[str, Any] = result.without_local_paths(whole, Path.home(), Path(hetserve.__file__).resolve().parents[1])
+    return cleaned
 
 
 def latencies(flags: Flags) -> list[str]:

@@ -7,7 +7,7 @@ import math
 import os
 import shlex
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,13 +15,14 @@ from typing import TYPE_CHECKING, Any
 from hetserve.errors import BenchError, ModelError, SpecError, UsageError
 
 from .baseline import baselines_folder, cache_folder
+from .bench_systems import DEFAULT_SYSTEM, asked_for, planner_of, plans_of, resolve_systems, scales, vllm_kv_tokens, window
 from .console import Screen
 
 if TYPE_CHECKING:
     from hetserve.bench.comparison import Remote
     from hetserve.bench.launches import Setup
     from hetserve.bench.process import Launch
-    from hetserve.bench.session import Experiment
+    from hetserve.bench.session import Experiment, Target
     from hetserve.trace.arrivals import Arrivals
     from hetserve.trace.datasets import DatasetSpec, Workload
 
@@ -29,6 +30,10 @@ if TYPE_CHECKING:
 STANDARD_MODEL = "llama-250m"
 STANDARD_DATASET = "azure-conv"
 STANDARD_PROMPTS = 8
+STANDARD_CLUSTER = "cpu"
+STANDARD_KV_MEMORY = "4 GiB"
+PAIRS, PAIRS_OF_MANY = 6, 2  # beside one baseline, beside each of several
+TABLE_PERCENTILE = 95.0  # of TPOT, in the table of many systems
 VLLM_PROMPTS = 1000  # vLLM's default, once a dataset or a URL is named
 DATASET_FLAGS = ("dataset_name", "dataset_path", "input_len", "random_input_len", "random_output_len", "random_range_ratio", "random_prefix_len")
 
@@ -79,6 +84,9 @@ class Flags:
     result_filename: str | None
     label: str | None
     metadata: tuple[str, ...]
+    system: str | None
+    memory_scale: str | None
+    only: str | None
     baseline: str | None
     baseline_url: str | None
     baseline_dir: Path | None
@@ -87,9 +95,9 @@ class Flags:
     cluster: str
     plan: Path | None
     dtype: str
-    kv_memory: str
+    kv_memory: str | None
     max_model_len: int | None
-    pairs: int
+    pairs: int | None
     check: int
     data_dir: Path | None
     as_json: bool
@@ -104,6 +112,17 @@ class Flags:
         return f"http://{self.host or '127.0.0.1'}:{self.port or 8000}"
 
     @property
+    def many(self) -> bool:
+        """Whether systems are planned here and compared on one cluster's budgets; otherwise it is this engine, alone or beside one vLLM."""
+        return self.system is not None or self.memory_scale is not None or self.baseline not in (None, "vllm")
+
+    @property
+    def pairs_each(self) -> int:
+        """Pairs of runs with each baseline."""
+        several = self.baseline is not None and "," in self.baseline
+        return self.pairs if self.pairs is not None else PAIRS_OF_MANY if several else PAIRS
+
+    @property
     def standard(self) -> bool:
         """Whether the standard run's defaults hold."""
         return self.url is None and all(getattr(self, name) is None for name in DATASET_FLAGS)
@@ -114,24 +133,28 @@ class Job:
     """What the flags came to.
 
     Attributes:
-        theirs: the other side of a comparison, or None.
+        others: what it is compared with, one after the other.
         models: the model's name in requests, by system.
         model: the checkpoint's folder, for the reference; unused when nothing is compared.
         command: the line that runs exactly this again.
         facts: by system, what its result says beside the numbers.
+        missing: baselines that were asked for and cannot be run, with why. One that fails later is added; None: any failure is an error.
+        conditions: what the whole result says of how it was made.
     """
 
     experiment: Experiment
-    ours: Launch | Remote
-    theirs: Launch | Remote | None
+    ours: Target
+    others: tuple[Target, ...]
     models: dict[str, str]
     model: Path
     command: str
     facts: dict[str, dict[str, Any]]
+    missing: dict[str, str] | None = None
+    conditions: dict[str, Any] = field(default_factory=dict)
 
 
-def resolve(flags: Flags, screen: Screen, logs: Path) -> Job:
-    """The job that the flags describe; may make the standard model, starts nothing.
+def resolve(flags: Flags, screen: Screen, logs: Path) -> list[Job]:
+    """The jobs that the flags describe, one for each memory scale; may make the standard model, starts nothing.
 
     Args:
         logs: the folder for the servers' logs.
@@ -145,7 +168,65 @@ def resolve(flags: Flags, screen: Screen, logs: Path) -> Job:
         raise UsageError("--plan settles dtype and --max-model-len; they cannot be given too.")
     if flags.baseline and flags.baseline_url:
         raise UsageError("--baseline starts vLLM, --baseline-url takes a running server: give one of them.")
-    return _resolve_url(flags) if flags.url else _resolve_own(flags, screen, logs)
+    if flags.many:
+        return _resolve_many(flags, screen, logs)
+    return [_resolve_url(flags) if flags.url else _resolve_own(flags, screen, logs)]
+
+
+def _resolve_many(flags: Flags, screen: Screen, logs: Path) -> list[Job]:
+    """Systems planned here, on one cluster: a job for each scale of its budgets, all with the same requests."""
+    from hetserve.bench.launches import Setup
+    from hetserve.spec.cluster import require_cores, scaled
+    from hetserve.spec.load import load_cluster, load_model, this_host
+
+    for name in ("url", "plan", "kv_memory", "baseline_url"):
+        if getattr(flags, name) is not None:
+            flag = {"url": "--base-url", "plan": "--plan"}.get(name, f"--{name.replace('_', '-')}")
+            raise UsageError(f"{flag} is not for systems planned here.", hint="they get the budgets of --cluster, times --memory-scale")
+    asked = asked_for(flags.system or DEFAULT_SYSTEM, baseline=False)
+    if len(asked) != 1:
+        raise UsageError("--system takes one system.", hint="those it is compared with go to --baseline")
+    asked += asked_for(flags.baseline or "", baseline=True)
+    factors = scales(flags.memory_scale or "1")
+    folder = _model_folder(flags.model or STANDARD_MODEL, screen)
+    spec, cluster = load_model(folder), load_cluster(flags.cluster)
+    require_cores(cluster, this_host())
+    dtype = spec.dtype if flags.dtype == "auto" else flags.dtype
+    name, kv_token_bytes = flags.served_model_name or folder.name, spec.kv_bytes_per_token(dtype)
+    planner = planner_of(spec, dtype)
+    setups = [Setup(folder, name, scaled(cluster, factor), dtype, 0, kv_token_bytes, flags.max_model_len or 0, logs) for factor in factors]
+    longest = flags.max_model_len or 0
+    if not longest:
+        free = [plan for setup in setups for plan in plans_of(asked, setup.cluster, 0, planner)[0].values()]
+        longest = window(free, [tokens for setup in setups for tokens in vllm_kv_tokens(asked, setup, spec)])
+    workload, arrivals = _workload(flags, Path(flags.tokenizer or folder), longest)
+    jobs = []
+    for factor, unbound in zip(factors, setups, strict=True):
+        setup = replace(unbound, max_model_len=longest)
+        plans, without = plans_of(asked, setup.cluster, longest, planner)
+        found, missing = resolve_systems(asked, setup, spec, plans, without, flags)
+        for label, why in missing.items():
+            screen.note(f"left out: {label}: {why}")
+        alike = {"model_id": flags.model or STANDARD_MODEL, "dtype": dtype, "cluster": setup.cluster.name, "memory_scale": factor}
+        experiment = _experiment(flags, workload, arrivals, setup.cluster.control_cores, setup.cores)
+        experiment = replace(experiment, percentiles=tuple(sorted({*experiment.percentiles, TABLE_PERCENTILE})))
+        first, *others = found.values()
+        budgets = {device.name: device.memory_bytes for device in setup.cluster.devices}
+        conditions = {"kind": "emulated" if cluster.emulated else "measured", "memory_scale": factor, "budgets_bytes": budgets}
+        jobs.append(
+            Job(
+                experiment=experiment,
+                ours=first.target,
+                others=tuple(one.target for one in others),
+                models=dict.fromkeys(found, name),
+                model=folder,
+                command=command_line(flags, longest),
+                facts={label: {**alike, **one.facts} for label, one in found.items()},
+                missing=missing,
+                conditions=conditions,
+            )
+        )
+    return jobs
 
 
 def _resolve_own(flags: Flags, screen: Screen, logs: Path) -> Job:
@@ -161,7 +242,7 @@ def _resolve_own(flags: Flags, screen: Screen, logs: Path) -> Job:
     facts = {name: {**alike, **said} for name, said in facts.items()}
     workload, arrivals = _workload(flags, Path(flags.tokenizer or setup.model), setup.max_model_len)
     experiment = _experiment(flags, workload, arrivals, setup.cluster.control_cores, setup.cores)
-    return Job(experiment, ours, theirs, models, setup.model, command_line(flags, setup.max_model_len), facts)
+    return Job(experiment, ours, () if theirs is None else (theirs,), models, setup.model, command_line(flags, setup.max_model_len), facts)
 
 
 def _setup(flags: Flags, screen: Screen, logs: Path) -> Setup:
@@ -178,7 +259,7 @@ def _setup(flags: Flags, screen: Screen, logs: Path) -> Setup:
         kv_bytes = sum(pool.pages * pool.page_bytes for group in plan.groups for stage in group.stages for pool in stage.pools)
     else:
         cluster, dtype = load_cluster(flags.cluster), spec.dtype if flags.dtype == "auto" else flags.dtype
-        kv_bytes = parse_bytes(flags.kv_memory, "--kv-memory")
+        kv_bytes = parse_bytes(flags.kv_memory or STANDARD_KV_MEMORY, "--kv-memory")
         longest = flags.max_model_len or min(spec.max_positions, kv_bytes // spec.kv_bytes_per_token(dtype))
     require_cores(cluster, this_host())
     return Setup(folder, name, cluster, dtype, kv_bytes, spec.kv_bytes_per_token(dtype), longest, logs)
@@ -224,7 +305,7 @@ def _resolve_url(flags: Flags) -> Job:
     cores = this_host().cores
     experiment = _experiment(flags, workload, arrivals, cores, cores)
     facts = {remote.name: {"model_id": name, "url": remote.url, "shared_cores": True}}
-    return Job(experiment, remote, None, {remote.name: name}, folder, command_line(flags, None), facts)
+    return Job(experiment, remote, (), {remote.name: name}, folder, command_line(flags, None), facts)
 
 
 def _workload(flags: Flags, tokenizer: Path, longest: int) -> tuple[Workload, Arrivals]:
@@ -258,6 +339,7 @@ def _dataset(flags: Flags) -> DatasetSpec:
         random_range_ratio=_first(flags.random_range_ratio, 0.0),
         random_prefix_len=_first(flags.random_prefix_len, 0),
         fixed_output_len=flags.output_len,
+        only=flags.only or "",
     )
 
 
@@ -276,7 +358,7 @@ def _experiment(flags: Flags, workload: Workload, arrivals: Arrivals, client_cor
         percentiles=numbers(flags.metric_percentiles),
         goodput_ms=parse_goodput(flags.goodput),
         open_loop=bool(arrivals.ramp) or math.isfinite(arrivals.rate_per_s),
-        pairs=flags.pairs,
+        pairs=flags.pairs_each,
         warmups=flags.url is None or flags.num_warmups > 0,
         ready_s=flags.ready_check_timeout_sec or READY_S,
         fresh_prompts=flags.baseline_url is not None,
@@ -366,6 +448,7 @@ def command_line(flags: Flags, longest: int | None) -> str:
     data = _dataset(flags)
     words: list[str] = ["hetserve", "bench"]
     shown = {
+        "--system": flags.system,
         "--baseline": flags.baseline,
         "--baseline-url": flags.baseline_url,
         "--baseline-args": flags.baseline_args or None,
@@ -375,10 +458,12 @@ def command_line(flags: Flags, longest: int | None) -> str:
         "--cluster": None if flags.url or flags.plan else flags.cluster,
         "--plan": flags.plan,
         "--dtype": None if flags.url or flags.plan else flags.dtype,
-        "--kv-memory": None if flags.url or flags.plan else flags.kv_memory.replace(" ", ""),
+        "--memory-scale": flags.memory_scale,
+        "--kv-memory": None if flags.url or flags.plan or flags.many else (flags.kv_memory or STANDARD_KV_MEMORY).replace(" ", ""),
         "--max-model-len": None if flags.plan else longest,
         "--dataset-name": data.name,
         "--dataset-path": data.path,
+        "--class": flags.only,
         "--random-input-len": data.random_input_len if data.name == "random" else None,
         "--random-output-len": data.random_output_len if data.name == "random" else None,
         "--random-range-ratio": data.random_range_ratio or None,
@@ -397,7 +482,7 @@ def command_line(flags: Flags, longest: int | None) -> str:
         "--top-k": flags.top_k,
         "--min-p": flags.min_p,
         "--extra-body": flags.extra_body,
-        "--pairs": flags.pairs if flags.baseline or flags.baseline_url else None,
+        "--pairs": flags.pairs_each if flags.baseline or flags.baseline_url else None,
     }
     for name, value in shown.items():
         if value is not None:

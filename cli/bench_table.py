@@ -27,6 +27,65 @@ def render(result: dict[str, Any], latencies: Sequence[str], percentiles: Sequen
         screen.say(line)
 
 
+MANY = (
+    ("output tokens/s", "output_throughput"),
+    ("requests/s", "request_throughput"),
+    ("TTFT p50, ms", "median_ttft_ms"),
+    ("TPOT p50, ms", "median_tpot_ms"),
+    ("TPOT p95, ms", "p95_tpot_ms"),
+    ("peak KV tokens", "peak_kv_tokens"),
+    ("preemptions", "preemptions"),
+    ("CPU, s", "server_cpu_s"),
+)
+
+
+def render_many(results: Sequence[dict[str, Any]], screen: Screen) -> None:
+    """Prints many systems as one table, a row for each, or for each at each memory scale, and the lines below it."""
+    curve = len(results) > 1
+    rows = [_system_row(result, name, curve) for name in _names(results) for result in results if name in result["systems"]]
+    header = ["system", *(["memory"] if curve else []), *(label for label, _ in MANY), "throughput of ours / its"]
+    protocol = results[0]["protocol"]
+    kind = "" if protocol["kind"] == "measured" else f" ({protocol['kind']})"
+    screen.table(f"{_title(results[0])}, cluster {_first(results[0])['cluster']}{kind}", header, rows, right=range(1, len(header)))
+    for result in results:
+        for line in _many_facts(result, f"x{result['protocol']['memory_scale']:g}: " if curve else ""):
+            screen.say(line)
+    for line in _input_and_machine(results[0]):
+        screen.say(line)
+
+
+def _names(results: Sequence[dict[str, Any]]) -> list[str]:
+    return list(dict.fromkeys(name for result in results for name in result["systems"]))
+
+
+def _first(result: dict[str, Any]) -> dict[str, Any]:
+    found: dict[str, Any] = next(iter(result["systems"].values()))
+    return found
+
+
+def _system_row(result: dict[str, Any], name: str, curve: bool) -> list[str]:
+    one = result["systems"][name]
+    values = [one.get(key) for _, key in MANY]
+    ratio = result["ratios"].get(name, {}).get("output_throughput")
+    said = f"{ratio['median']:.3f} ({min(ratio['pairs']):.3f} .. {max(ratio['pairs']):.3f})" if ratio else "-"
+    scale = [f"x{result['protocol']['memory_scale']:g}"] if curve else []
+    other = " (other hardware: for scale)" if one.get("other_hardware") else ""
+    return [name + other, *scale, *("-" if value is None else _number(value) for value in values), said]
+
+
+def _many_facts(result: dict[str, Any], prefix: str) -> list[str]:
+    lines = []
+    pairs = result["protocol"].get("pairs")
+    if pairs:
+        interval = "" if pairs >= 6 else "; too few for an interval (6 are needed)"
+        lines.append(f"ratios: {result['ours']} / each, within {pairs} adjacent pairs with it: median (smallest .. largest){interval}")
+    lines += [f"outputs against {name}: {_agreement(one)}" for name, one in result["agreement"].items()]
+    lines += [line for name, one in result["systems"].items() for line in _warnings(name, one)]
+    lines += [f"{name}: {one['note']}" for name, one in result["systems"].items() if one.get("note")]
+    lines += [f"{name}: not run: {why.splitlines()[0]}" for name, why in result["missing"].items()]
+    return [prefix + line for line in lines]
+
+
 def _metrics(latencies: Sequence[str], percentiles: Sequence[float]) -> list[tuple[str, str, str]]:
     """(label, key, which is better) of every row."""
     from hetserve.metrics import percentile_key
@@ -73,10 +132,16 @@ def _facts(result: dict[str, Any]) -> list[str]:
         lines.append(f"outputs against {name}: {_agreement(one)}")
     for name, one in systems.items():
         lines += _warnings(name, one)
+    return lines + _input_and_machine(result)
+
+
+def _input_and_machine(result: dict[str, Any]) -> list[str]:
+    lines = []
     inputs, machine = result["inputs"], result["machine"]
     dropped = f", {inputs['dropped']} dropped as too long" if inputs["dropped"] else ""
+    only = f" class {inputs['class']}" if "class" in inputs else ""
     source = f"{inputs['input']} {inputs.get('file') or inputs.get('table') or ''}".strip()
-    lines.append(f"input: {inputs['dataset']} from {source}, n {inputs['n']}, seed {inputs['seed']}{dropped}")
+    lines.append(f"input: {inputs['dataset']}{only} from {source}, n {inputs['n']}, seed {inputs['seed']}{dropped}")
     memory_gib, isa = machine["memory_bytes"] / 2**30, " ".join(machine["isa"])
     commit = (result["commit"] or "unknown")[:12] + (" with changes" if result["commit_dirty"] else "")
     lines.append(f"machine: {machine['cpu']}, {machine['cores']} cores, {isa}, {memory_gib:.0f} GiB; commit {commit}")

@@ -8,17 +8,26 @@ from __future__ import annotations
 import math
 import shlex
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from hetserve.bench.process import Launch, free_port
+from hetserve.bench.replicas import ReplicaLaunch
 from hetserve.bench.vllm_install import VllmInstall
+from hetserve.cost.rates import device_rates
+from hetserve.cost.roofline import Roofline
+from hetserve.engine.process import ISA_CAPS
 from hetserve.errors import BaselineError, BenchError, ResourceError, UnsupportedError
+from hetserve.planner.options import Options
 from hetserve.spec.cluster import Cluster, Device
+from hetserve.spec.model import ModelSpec
 
 GIB = 2**30
 VLLM_BLOCK_TOKENS = 128  # vLLM's own default on a CPU
 VLLM_WORKER = "VLLM::Worker"  # what its engine process calls itself
+# A capped vLLM still runs AMX code of its own, which kills it unless the process has asked the kernel for the tiles first (x86-64: arch_prctl,
+# ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA). Every Python process imports this before anything else.
+ASK_FOR_TILES = "import ctypes\nctypes.CDLL(None).syscall(158, 0x1023, 18)\n"
 VLLM_NOISE = (" - leaked", " - ... skipped", "nanobind:")  # what a library of its prints by the hundred when it ends
 
 
@@ -50,26 +59,27 @@ class Setup:
         return tuple(sorted(named | set(self.cluster.control_cores)))
 
 
-def hetserve_launch(setup: Setup, where: tuple[str, ...], extra: str = "") -> Launch:
+def hetserve_launch(setup: Setup, where: tuple[str, ...], extra: str = "", name: str = "hetserve") -> Launch:
     """`hetserve serve` by this very Python.
 
     Args:
         where: the flags that say where it runs: --cluster NAME or --plan FILE.
         extra: more arguments, as one string.
+        name: what results call it.
     """
     port = free_port()
     command = (
         *(sys.executable, "-m", "hetserve.cli.main", "serve", str(setup.model), *where),
         *("--host", "127.0.0.1", "--port", str(port), "--served-model-name", setup.served_name),
-        *("--dtype", setup.dtype, "--max-model-len", str(setup.max_model_len), "--kv-memory", str(setup.kv_bytes)),
+        *(() if where[0] == "--plan" else ("--dtype", setup.dtype, "--max-model-len", str(setup.max_model_len), "--kv-memory", str(setup.kv_bytes))),
         *shlex.split(extra),
     )
     hint = "run that command by hand to see it fail: " + shlex.join(command)
-    return Launch("hetserve", command, {}, setup.cores, f"http://127.0.0.1:{port}", setup.log_dir / "hetserve.log", BenchError, hint)
+    return Launch(name, command, {}, setup.cores, f"http://127.0.0.1:{port}", setup.log_dir / f"{_file_name(name)}.log", BenchError, hint)
 
 
-def vllm_launch(setup: Setup, install: VllmInstall, extra: str = "") -> Launch:
-    """The real `vllm serve`.
+def vllm_launch(setup: Setup, install: VllmInstall, extra: str = "", name: str = "vllm") -> Launch:
+    """The real `vllm serve` on the setup's one device; if that is capped to an instruction set, so is vLLM, as far as it can be.
 
     Raises:
         UnsupportedError: a cluster that this version cannot give vLLM.
@@ -93,14 +103,15 @@ def vllm_launch(setup: Setup, install: VllmInstall, extra: str = "") -> Launch:
         "VLLM_CPU_OMP_THREADS_BIND": ",".join(map(str, device.cores)),  # its own choice would leave a core idle
         "LD_PRELOAD": ":".join(install.preload()) or None,
         **dict.fromkeys(("PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV", "OMP_NUM_THREADS", "ONEDNN_MAX_CPU_ISA", "HETSERVE_ISA")),
+        **(_capped(device.isa, setup.log_dir) if device.isa else {}),
     }
     return Launch(
-        name="vllm",
+        name=name,
         command=command,
         environment=environment,
         cores=setup.cores,  # all of them: its worker binds itself only to cores that it may use from the start
         url=f"http://127.0.0.1:{port}",
-        log=setup.log_dir / "vllm.log",
+        log=setup.log_dir / f"{_file_name(name)}.log",
         error=BaselineError,
         hint="`hetserve baseline remove vllm` and `hetserve baseline install vllm` make it anew",
         noise=VLLM_NOISE,
@@ -121,9 +132,64 @@ def _vllm_blocks(setup: Setup) -> tuple[str, ...]:
 
 
 def _only_device(cluster: Cluster) -> Device:
-    if len(cluster.devices) != 1 or cluster.devices[0].isa:
+    if len(cluster.devices) != 1 or cluster.devices[0].kind != "cpu" or cluster.devices[0].stretch:
         raise UnsupportedError(
-            f"cluster {cluster.name!r} has several devices or one capped to an instruction set; vLLM is started on one uncapped CPU device only",
-            hint="--cluster cpu or cpu-1; or start vLLM yourself and give --baseline-url",
+            f"cluster {cluster.name!r} has several devices, or one that is no CPU as it is; one vLLM is started on one such device",
+            hint="--cluster cpu or cpu-1; --system NAME compares systems on several; or start vLLM yourself and give --baseline-url",
         )
     return cluster.devices[0]
+
+
+def on_device(setup: Setup, device: Device, spec: ModelSpec) -> Setup:
+    """The setup of one device of the cluster alone: what its budget leaves for KV beside weights and the workspace that planners count.
+
+    Raises:
+        ResourceError: the weights do not fit.
+    """
+    options = Options()
+    cost = Roofline(spec, setup.dtype, device_rates(device, setup.dtype))
+    kv_bytes = device.memory_bytes - cost.weight_bytes() - cost.workspace_bytes(options.max_step_tokens, options.max_seqs)
+    if kv_bytes <= 0:
+        raise ResourceError(f"device {device.name!r} has no room for {spec.name}: its budget is {device.memory_bytes:,} bytes.")
+    return replace(setup, cluster=replace(setup.cluster, devices=(device,), links=()), kv_bytes=kv_bytes)
+
+
+def vllm_first_launch(setup: Setup, install: VllmInstall, spec: ModelSpec, extra: str = "") -> Launch:
+    """The real vLLM on the cluster's first device alone, the fast one."""
+    return vllm_launch(on_device(setup, setup.cluster.devices[0], spec), install, extra)
+
+
+def vllm_replicas_launch(setup: Setup, install: VllmInstall, spec: ModelSpec, extra: str = "") -> ReplicaLaunch:
+    """A real vLLM on every device whose budget holds the model and a request, requests dealt over them.
+
+    Raises:
+        ResourceError: there are no two such devices.
+    """
+    launches = []
+    for device in setup.cluster.devices:
+        try:
+            launches.append(vllm_launch(on_device(setup, device, spec), install, extra, f"vllm on {device.name}"))
+        except ResourceError:
+            continue
+    if len(launches) < 2:
+        raise ResourceError(f"only {len(launches)} of {len(setup.cluster.devices)} devices have room for the model and a request: no replicas")
+    return ReplicaLaunch("vllm-replicas", tuple(launches))
+
+
+def vllm_all_launch(setup: Setup, install: VllmInstall, spec: ModelSpec, extra: str = "") -> Launch:
+    """The real vLLM on all cores, uncapped, with all budgets together: other hardware than the cluster, for scale."""
+    cores = tuple(sorted({core for device in setup.cluster.devices for core in device.cores}))
+    whole = Device("all", "cpu", cores, "", sum(device.memory_bytes for device in setup.cluster.devices))
+    unbound = replace(setup, cluster=replace(setup.cluster, control_cores=cores))
+    return vllm_launch(on_device(unbound, whole, spec), install, extra, "vllm-all")
+
+
+def _capped(isa: str, folder: Path) -> dict[str, str | None]:
+    """Environment that caps vLLM's libraries."""
+    (folder / "tiles").mkdir(exist_ok=True)
+    (folder / "tiles" / "sitecustomize.py").write_text(ASK_FOR_TILES)
+    return {**ISA_CAPS.get(isa, {}), "PYTHONPATH": str(folder / "tiles")}
+
+
+def _file_name(name: str) -> str:
+    return "".join(char if char.isalnum() else "-" for char in name)

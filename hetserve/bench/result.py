@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from datetime import datetime
@@ -24,8 +25,13 @@ def system_result(runs: Sequence[Measured], config: Mapping[str, Any], detailed:
     summaries = [one.summary for one in runs]
     found = {**config, **pairs.medians(summaries), "failed": sum(one["failed"] for one in summaries)}
     found["saturated"] = _any([one["saturated"] for one in summaries])
-    found["runs"] = [{"pair": one.pair, **one.summary, **(metrics.details(one.run.records) if detailed else {})} for one in runs]
+    found["runs"] = [_run(one, detailed) for one in runs]
     return found
+
+
+def _run(one: Measured, detailed: bool) -> dict[str, Any]:
+    speeds = {"replica_tokens_per_s": [speed for _, speed in one.job.replicas]} if one.job.replicas else {}
+    return {"pair": one.pair, "against": one.against, **one.summary, **speeds, **(metrics.details(one.run.records) if detailed else {})}
 
 
 def traffic(num_prompts: int, rate_per_s: float, burstiness: float, max_concurrency: int | None) -> dict[str, Any]:
@@ -47,6 +53,7 @@ def build(
     command: str,
     protocol: Mapping[str, Any],
     ours: str = "hetserve",
+    missing: Mapping[str, str] | None = None,
 ) -> dict[str, Any]:
     """The whole result.
 
@@ -55,9 +62,11 @@ def build(
         agreement: by the other system's name; a value may be {"why_none": ...}.
         machine: hetserve.machine.describe().
         protocol: from session.protocol.
+        ours: the system the others are compared with.
+        missing: systems that were asked for and could not be run, with why.
     """
     compared = {
-        name: pairs.ratios(*([run for run in one["runs"]] for one in (systems[ours], other)))
+        name: pairs.ratios([run for run in systems[ours]["runs"] if run["against"] == name], other["runs"])
         for name, other in systems.items()
         if ours in systems and name != ours
     }
@@ -68,9 +77,11 @@ def build(
         "command": command,
         "inputs": dict(inputs),
         "protocol": dict(protocol),
+        "ours": ours,
         "systems": dict(systems),
         "ratios": compared,
         "agreement": dict(agreement),
+        "missing": dict(missing or {}),
         "machine": facts,
         "commit": machine.get("commit"),
         "commit_dirty": machine.get("dirty"),
@@ -81,7 +92,7 @@ def vllm_flat(system: Mapping[str, Any], metadata: Mapping[str, str]) -> dict[st
     """One system's result as `vllm bench serve --save-result` writes it: flat, without what only we have."""
     flat = {key: value for key, value in system.items() if key != "runs"} | dict(metadata)
     if len(system["runs"]) == 1:
-        flat |= {key: value for key, value in system["runs"][0].items() if key != "pair"}
+        flat |= {key: value for key, value in system["runs"][0].items() if key not in ("pair", "against")}
     return flat
 
 
@@ -89,6 +100,18 @@ def vllm_file_name(label: str, traffic_: Mapping[str, Any], model: str, now: dat
     """vLLM's own file name for a result."""
     concurrency = f"-concurrency{traffic_['max_concurrency']}" if traffic_["max_concurrency"] is not None else ""
     return f"{label}-{traffic_['request_rate']}qps{concurrency}-{model.rstrip('/').split('/')[-1]}-{now:%Y%m%d-%H%M%S}.json"
+
+
+def without_local_paths(value: Any, home: Path, root: Path) -> Any:
+    """The same JSON with the repository's folder written as `.` and the home folder as `~`, so that it can be published as it is."""
+    if isinstance(value, str):
+        for folder, short in ((str(root), "."), (str(home), "~")):
+            if len(folder) > 1:
+                value = re.sub(rf"{re.escape(folder)}(?=/|$|[\s'\":;,])", short, value)
+        return value
+    if isinstance(value, Mapping):
+        return {key: without_local_paths(one, home, root) for key, one in value.items()}
+    return [without_local_paths(one, home, root) for one in value] if isinstance(value, list | tuple) else value
 
 
 def save(value: Mapping[str, Any], folder: Path, name: str) -> Path:

@@ -13,9 +13,8 @@ import numpy as np
 import pytest
 from click.testing import CliRunner, Result
 
-from hetserve.bench import launches
 from hetserve.bench.job import Job, Run
-from hetserve.bench.process import Launch, free_port
+from hetserve.bench.process import free_port
 from hetserve.bench.runner import saturated
 from hetserve.cli.baseline import baseline
 from hetserve.cli.bench import bench
@@ -53,45 +52,6 @@ DETAILS = ["input_lens", "output_lens", "ttfts", "itls", "latencies", "start_tim
 SMALL = ["--dataset-name", "random", "--random-input-len", "20", "--random-output-len", "6", "--num-prompts", "5"]
 
 
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    from hetserve.engine.model.make import make_checkpoint
-
-    return make_checkpoint("tiny", tmp_path_factory.mktemp("models") / "tiny")
-
-
-@pytest.fixture(autouse=True)
-def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.delenv("HETSERVE_DATA", raising=False)
-    monkeypatch.setattr("hetserve.bench.process.CHILDREN_S", 0.2)
-
-
-class Faked:
-    """Stands in for both servers; `faults` by system's name."""
-
-    def __init__(self) -> None:
-        self.faults: dict[str, str] = {}
-        self.setups: list[launches.Setup] = []
-
-    def launch(self, setup: launches.Setup, name: str) -> Launch:
-        self.setups.append(setup)
-        port = free_port()
-        command = (sys.executable, str(SCRIPT), str(port), "--fault", self.faults.get(name, "none"), "--model", setup.served_name)
-        return Launch(name, command, {}, setup.cores, f"http://127.0.0.1:{port}", setup.log_dir / f"{name}.log", BenchError)
-
-
-@pytest.fixture
-def faked(monkeypatch: pytest.MonkeyPatch) -> Faked:
-    fake = Faked()
-    install = launches.VllmInstall("/opt/vllm", "cpu", "0.32.0+cpu", "2.13.0+cpu", "")
-    monkeypatch.setattr(launches, "hetserve_launch", lambda setup, where, extra: fake.launch(setup, "hetserve"))
-    monkeypatch.setattr(launches, "vllm_launch", lambda setup, install, extra: fake.launch(setup, "vllm"))
-    monkeypatch.setattr("hetserve.bench.vllm_install.require", lambda root, device: install)
-    return fake
-
-
 def run(*arguments: str) -> Result:
     return CliRunner().invoke(bench, list(arguments))
 
@@ -109,7 +69,7 @@ def error(*arguments: str) -> HetserveError:
     return got.exception
 
 
-def test_both_systems_in_one_json_object(faked: Faked, model: Path) -> None:
+def test_both_systems_in_one_json_object(faked: Any, model: Path) -> None:
     got = json.loads(ok("--baseline", "vllm", "--model", str(model), *SMALL, "--pairs", "6", "--json", "--goodput", "ttft:5000", "tpot:5000").stdout)
     assert set(got["systems"]) == {"hetserve", "vllm"}
     for system in got["systems"].values():
@@ -132,7 +92,7 @@ def test_both_systems_in_one_json_object(faked: Faked, model: Path) -> None:
     assert len(saved) == 1 and json.loads(saved[0].read_text()) == got
 
 
-def test_the_printed_command_runs_the_same_again(faked: Faked, model: Path) -> None:
+def test_the_printed_command_runs_the_same_again(faked: Any, model: Path) -> None:
     import shlex
 
     first = json.loads(
@@ -145,7 +105,7 @@ def test_the_printed_command_runs_the_same_again(faked: Faked, model: Path) -> N
     assert faked.setups[0].cores == faked.setups[0].cluster.control_cores and len(faked.setups[0].cores) == 1
 
 
-def test_without_any_flag_it_is_the_standard_run(faked: Faked, monkeypatch: pytest.MonkeyPatch, model: Path) -> None:
+def test_without_any_flag_it_is_the_standard_run(faked: Any, monkeypatch: pytest.MonkeyPatch, model: Path) -> None:
     asked: list[str] = []
     monkeypatch.setattr("hetserve.cli.bench_setup._model_folder", lambda name, screen: asked.append(name) or model)
     got = json.loads(ok("--max-model-len", "40000", "--json").stdout)
@@ -162,7 +122,7 @@ def test_without_any_flag_it_is_the_standard_run(faked: Faked, monkeypatch: pyte
     assert {flag: words[words.index(flag) + 1] for flag in expected} == expected
 
 
-def test_files_are_never_overwritten_and_vllms_form_is_flat(faked: Faked, model: Path) -> None:
+def test_files_are_never_overwritten_and_vllms_form_is_flat(faked: Any, model: Path) -> None:
     arguments = ["--model", str(model), *SMALL, "--result-dir", "out", "--save-result", "--save-detailed", "--max-concurrency", "2"]
     arguments += ["--metadata", "who=me", "when=now", "--result-filename", "mine.json"]
     for _ in range(2):
@@ -175,7 +135,7 @@ def test_files_are_never_overwritten_and_vllms_form_is_flat(faked: Faked, model:
     assert list(Path("out").glob(f"openai-infqps-concurrency2-{model.name}-*.json"))
 
 
-def test_people_get_a_table_with_what_they_must_know(faked: Faked, model: Path) -> None:
+def test_people_get_a_table_with_what_they_must_know(faked: Any, model: Path) -> None:
     said = ok("--baseline", "vllm", "--model", str(model), *SMALL, "--pairs", "1").stdout
     for words in (
         "output tokens/s",
@@ -191,14 +151,14 @@ def test_people_get_a_table_with_what_they_must_know(faked: Faked, model: Path) 
     assert "vllm: ran without tcmalloc" in said
 
 
-def test_wrong_outputs_are_an_error_after_the_result(faked: Faked, model: Path) -> None:
+def test_wrong_outputs_are_an_error_after_the_result(faked: Any, model: Path) -> None:
     faked.faults = {"hetserve": "short"}
     got = run("--baseline", "vllm", "--model", str(model), *SMALL, "--pairs", "1")
     assert isinstance(got.exception, BenchError) and "5 outputs are wrong" in got.exception.message and got.exception.exit_code == 10
     assert "5 wrong" in got.stdout and list(Path("results/bench").glob("*/*.json"))
 
 
-def test_logs_are_kept_for_an_error_that_names_them_and_else_removed(faked: Faked, model: Path) -> None:
+def test_logs_are_kept_for_an_error_that_names_them_and_else_removed(faked: Any, model: Path) -> None:
     ok("--model", str(model), *SMALL)
     assert not faked.setups[0].log_dir.exists()
     faked.faults = {"hetserve": "dies"}
@@ -208,7 +168,7 @@ def test_logs_are_kept_for_an_error_that_names_them_and_else_removed(faked: Fake
     shutil.rmtree(faked.setups[1].log_dir)
 
 
-def test_failed_requests_are_counted_and_shown(faked: Faked, model: Path) -> None:
+def test_failed_requests_are_counted_and_shown(faked: Any, model: Path) -> None:
     faked.faults = {"hetserve": "cut"}
     assert "No request to hetserve completed" in error("--model", str(model), *SMALL).message
 
@@ -242,13 +202,13 @@ def test_a_running_server_is_measured_by_its_url_alone(running: str, model: Path
     assert json.loads(ok("--port", port, "--tokenizer", str(model), *SMALL, "--json").stdout)["systems"]["server"]["completed"] == 5
 
 
-def test_a_running_baseline_is_marked(running: str, faked: Faked, model: Path) -> None:
+def test_a_running_baseline_is_marked(running: str, faked: Any, model: Path) -> None:
     got = json.loads(ok("--baseline-url", running, "--model", str(model), *SMALL, "--pairs", "1", "--json").stdout)
     assert got["systems"]["vllm"]["shared_cores"] is True and got["systems"]["vllm"]["url"] == running
     assert got["agreement"]["vllm"]["identical"] == 5
 
 
-def test_a_plan_settles_cores_memory_and_window(faked: Faked, model: Path) -> None:
+def test_a_plan_settles_cores_memory_and_window(faked: Any, model: Path) -> None:
     from hetserve.cli.plan import plan
 
     made = CliRunner().invoke(plan, ["--model", str(model), "--cluster", "cpu-1", "--kv-memory", "32MiB", "--max-model-len", "640", "-o", "p.json"])

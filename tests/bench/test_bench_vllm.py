@@ -13,7 +13,7 @@ from hetserve.bench import vllm_install
 from hetserve.bench.launches import GIB, Setup, hetserve_launch, vllm_launch
 from hetserve.bench.vllm_install import VllmInstall
 from hetserve.errors import BaselineError, ResourceError, UnsupportedError
-from hetserve.spec.cluster import Cluster, Device
+from hetserve.spec.cluster import Cluster, Device, Stretch
 
 
 def setup(folder: Path, **more: object) -> Setup:
@@ -60,10 +60,10 @@ def test_memory_for_less_than_one_request_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "devices", [(Device("a", "cpu", (0,), "avx2", GIB),), (Device("a", "cpu", (0,), "", GIB), Device("b", "cpu", (1,), "", GIB))]
+    "devices", [(Device("a", "cpu", (0,), "", GIB, Stretch(2.0)),), (Device("a", "cpu", (0,), "", GIB), Device("b", "cpu", (1,), "", GIB))]
 )
 def test_clusters_vllm_cannot_have_are_refused(tmp_path: Path, devices: tuple[Device, ...]) -> None:
-    with pytest.raises(UnsupportedError, match="one uncapped CPU device"):
+    with pytest.raises(UnsupportedError, match="one vLLM is started on one such device"):
         vllm_launch(setup(tmp_path, cluster=Cluster("c", (0,), devices)), INSTALL)
 
 
