@@ -1,0 +1,73 @@
+"""The linear program behind `solve/minmax.py`: units may be cut. Its time is a bound no whole split beats; Hetis rounds its answer."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.optimize import linprog
+from scipy.sparse import coo_matrix
+
+from hetserve.solve.minmax import NO_SPACE, State
+
+Ints = NDArray[np.integer]
+Floats = NDArray[np.float64]
+
+AWAY = 1e-6  # what a unit away from home costs beside its time, relative: among equals work stays at home
+
+
+def relaxed(units: int, homes: int, unit_s: Floats, pages: Ints, load_s: Floats, free: Ints) -> tuple[float, Floats] | None:
+    """The slowest pool's time in the best split into parts of any size (Hetis, Eq. 7), and the parts; None: they do not fit even so.
+
+    Args:
+        units: of each row; every request has `homes` rows, and row r of it may go to pool r and to all pools from `homes` on.
+        unit_s: [requests, pools] seconds of a unit; pages: [requests] of one.
+        load_s: [pools] seconds before anything is added; free: [pools] pages.
+
+    Returns: seconds, and float64 [requests, homes, pools] units.
+    """
+    requests, pools = unit_s.shape
+    job, rank, pool = np.indices((requests, homes, pools)).reshape(3, -1)
+    own = (pool >= homes) | (pool == rank)
+    job, rank, pool = job[own], rank[own], pool[own]
+    count = len(job)
+    scale = max(float(unit_s.mean()) * units, 1e-300)  # of order 1 for the solver
+    columns = np.arange(count)
+    rows = np.concatenate([pool, np.arange(pools), pools + pool])
+    values = np.concatenate([unit_s[job, pool] / scale, np.full(pools, -1.0), pages[job].astype(float)])
+    at_most = coo_matrix((values, (rows, np.concatenate([columns, np.full(pools, count), columns]))), shape=(2 * pools, count + 1))
+    whole = coo_matrix((np.ones(count), (job * homes + rank, columns)), shape=(requests * homes, count + 1))
+    prices = np.append(np.where(pool >= homes, AWAY / (requests * homes * units), 0.0), 1.0)
+    limits = np.concatenate([-load_s / scale, free.astype(float)])
+    bounds = [(0, units)] * count + [(float(load_s.max()) / scale, None)]
+    answer = linprog(prices, at_most.tocsr(), limits, whole.tocsr(), np.full(requests * homes, float(units)), bounds, method="highs")
+    if answer.status != 0:
+        return None
+    parts = np.zeros((requests, homes, pools))
+    parts[job, rank, pool] = answer.x[:-1]
+    return float(answer.x[-1] * scale), parts
+
+
+def rounded(parts: Floats, units: int, pages: Ints, unit_s: Floats, state: State) -> Ints:
+    """Whole units: every part rounded down, then the largest remainders up, where there is room; `state` grows.
+
+    Returns: int64 [requests, homes, pools]; NO_SPACE throughout for a request whose rounding finds none.
+    """
+    requests, homes, _ = parts.shape
+    found = np.full(parts.shape, NO_SPACE, np.int64)
+    for request in range(requests):
+        split = np.floor(parts[request] + 1e-9).astype(np.int64)
+        size, free = int(pages[request]), state.free - split.sum(axis=0) * int(pages[request])
+        for row in range(homes):
+            wanted = np.argsort(split[row] - parts[request, row], kind="stable")
+            left = units - int(split[row].sum())
+            for pool in [*wanted, *wanted] if left else ():  # twice: a remainder without room leaves its unit to the next
+                if left and free[pool] >= size and (pool == row or pool >= homes):
+                    split[row, pool] += 1
+                    free[pool] -= size
+                    left -= 1
+            if left:
+                break
+        if (split.sum(axis=1) == units).all() and (free >= 0).all():
+            found[request] = split
+            state.put(split, unit_s[[request] * homes], pages[[request] * homes])
+    return found
