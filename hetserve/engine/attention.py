@@ -85,7 +85,7 @@ def pool_pairs(seqs: Sequences, rows: Rows, stage: int, pool: int) -> Int32s:
     Chunks have all their lanes on the stage's primary, always.
     """
     heads = slice(stage * seqs.kv_heads, (stage + 1) * seqs.kv_heads)
-    return np.argwhere(seqs.pools[rows.slots[: rows.decodes], heads] == pool).astype(np.int32)
+    return np.argwhere(seqs.pools[rows.slots[: rows.decodes], heads] == pool).astype(np.int32, order="C")
 
 
 def pair_items(seqs: Sequences, rows: Rows, stage: int, pairs: Int32s) -> tuple[Int32s, Int32s]:

@@ -47,6 +47,7 @@ class Mover:
         self._memories = memories
         self._links = links
         self._report = report
+        self.fault: Exception | None = None
         self._orders: queue.SimpleQueue[MoveKv | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._work, name=f"mover {device}", daemon=True)
         self._thread.start()
@@ -64,7 +65,11 @@ class Mover:
         torch.set_num_threads(1)  # of this thread alone
         with torch.inference_mode():
             while (move := self._orders.get()) is not None:
-                self._carry_out(move)
+                try:
+                    self._carry_out(move)
+                except Exception as error:  # a fault of ours: the worker ends with it at its next message
+                    self.fault = error
+                    return self._report(MoveResult(move.move, False))
 
     def _carry_out(self, move: MoveKv) -> None:
         source, target = self._device_of(move.source), self._device_of(move.target)

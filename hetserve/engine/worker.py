@@ -63,6 +63,8 @@ class Worker:
 
     def handle(self, message: RunStep | MoveKv) -> None:
         """Carries out one message: a step now, a move in the background."""
+        if self._mover.fault is not None:
+            raise self._mover.fault
         if isinstance(message, RunStep):
             self._run(message)
         else:
