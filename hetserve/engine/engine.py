@@ -17,7 +17,7 @@ from hetserve.control.journal import Journal
 from hetserve.control.messages import Arrived, Cancelled, Reject, Request, Sampling, Stopped
 from hetserve.drive import drive
 from hetserve.engine.api import Sink
-from hetserve.engine.channel import Channel, ProcessChannel, make_channels, plan_layout
+from hetserve.engine.channel import Channel, make_channels, plan_layout
 from hetserve.engine.executor import Closing, EngineExecutor
 from hetserve.engine.streams import Streams
 from hetserve.engine.wire import Ready
@@ -151,4 +151,4 @@ class Engine:
 
     def worker_pids(self) -> list[int]:
         """Process ids of the workers; empty when they are threads of this process."""
-        return [channel.process.pid for channel in self._channels.values() if isinstance(channel, ProcessChannel)]
+        return [channel.process.pid for channel in self._channels.values() if hasattr(channel, "process")]
