@@ -53,6 +53,7 @@ class Sequences:
         self.tokens = np.zeros((seqs, tokens + 1), np.int32)
         self.known = np.zeros(seqs, np.int32)  # tokens known: prompt and generated
         self.computed = np.zeros(seqs, np.int32)  # tokens whose KV is stored
+        self.tenancies = np.zeros(seqs, np.int32)  # sequences that have started in each slot
         self.standing = np.zeros(seqs, bool)
         self.choices = np.zeros(seqs, np.int64)
         self.sampling: list[Sampling] = [Sampling()] * seqs
@@ -84,6 +85,7 @@ class Sequences:
     def _start(self, start: Start) -> None:
         slot = start.slot
         self.tokens[slot, : len(start.tokens)] = start.tokens
+        self.tenancies[slot] += 1
         self.known[slot] = len(start.tokens)
         self.computed[slot] = start.cached_tokens
         self.standing[slot] = False

@@ -26,6 +26,7 @@ class Owed:
     """Tokens of an earlier step that the last stage has not sent yet."""
 
     slots: Int32s
+    tenancies: Int32s  # of the slots, then: by now another sequence may have moved in
     positions: Int32s
     tokens: torch.Tensor  # int32 [slots]
     receiving: Pending
@@ -149,7 +150,9 @@ class PrimaryPart:
         assert self._ring is not None
         tokens = torch.zeros(len(slots), dtype=torch.int32)
         try:
-            self._owed.append(Owed(slots, seqs.known[slots], tokens, self._ring.post_recv(tokens, make_tag(TOKENS, self._group))))
+            self._owed.append(
+                Owed(slots, seqs.tenancies[slots], seqs.known[slots], tokens, self._ring.post_recv(tokens, make_tag(TOKENS, self._group)))
+            )
         except PeerLost:
             self._lost.add(self._layout.reporter)
 
@@ -159,7 +162,8 @@ class PrimaryPart:
             owed = self._owed.popleft()
             try:
                 owed.receiving.wait(patience_s(rows.predicted_s) * len(self._layout.devices))
-                seqs.tokens[owed.slots, owed.positions] = owed.tokens.numpy()
+                same = seqs.tenancies[owed.slots] == owed.tenancies
+                seqs.tokens[owed.slots[same], owed.positions[same]] = owed.tokens.numpy()[same]
             except PeerLost:
                 self._lost.add(self._layout.reporter)
                 self._owed.clear()

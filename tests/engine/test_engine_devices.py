@@ -1,0 +1,98 @@
+"""The whole engine over several workers, with its controller and policies: every request gets the tokens it gets alone, whatever happens to it."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+from dataclasses import replace
+
+import pytest
+from heads_script import NEW_TOKENS, PROMPTS, answers_alone, make_plan
+from test_engine import submit
+
+from hetserve.engine.engine import Engine
+from hetserve.engine.model.make import make_checkpoint
+from hetserve.policy import heads, rebalance
+from hetserve.spec.load import load_model
+from hetserve.systems import SYSTEMS, UNIFORM, System
+
+LAYOUTS = {
+    "attention workers": ([lambda layers: [(layers, "a", "b", "c")]], ()),
+    "stages with an attention worker": ([lambda layers: [(1, "a", "c"), (layers, "b", "c")]], ()),
+    "replicas": ([lambda layers: [(layers, "a")], lambda layers: [(layers, "b")]], ()),
+    "prefill and decode": ([lambda layers: [(layers, "a")], lambda layers: [(layers, "b")]], ("prefill", "decode")),
+}
+
+
+@pytest.fixture(scope="module", params=["tiny", "tiny-mha"])
+def folder(request, tmp_path_factory):
+    path = tmp_path_factory.mktemp("models") / request.param
+    make_checkpoint(request.param, path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def alone(folder, tmp_path_factory):
+    return answers_alone(folder, tmp_path_factory.mktemp("private"))
+
+
+@pytest.fixture(autouse=True)
+def systems(monkeypatch):
+    """A system that spreads every request over all devices and moves some of them again and again."""
+    policies = replace(UNIFORM, heads=heads.even, rebalance=rebalance.drift(0.01))
+    monkeypatch.setitem(SYSTEMS, "spread", System("spread", SYSTEMS["uniform"].planner, policies))
+
+
+def build(folder, layout: str, in_process: bool, **changes) -> Engine:
+    spec = load_model(folder)
+    groups, roles = LAYOUTS[layout]
+    plan = make_plan(spec, [group(spec.layers) for group in groups], roles=roles, system="spread", **changes)
+    return Engine(plan, folder, in_process=in_process)
+
+
+async def serve(engine: Engine, prompts) -> list[list[int]]:
+    sinks = [submit(engine, prompt, max_tokens=NEW_TOKENS)[1] for prompt in prompts]
+    await asyncio.wait_for(asyncio.gather(*(sink.done.wait() for sink in sinks)), 60)
+    return [sink.tokens[0] for sink in sinks]
+
+
+@pytest.mark.parametrize(
+    ("layout", "in_process"),
+    [*((layout, True) for layout in LAYOUTS), ("attention workers", False), ("prefill and decode", False)],
+    ids=lambda value: {True: "threads", False: "processes"}.get(value, value),
+)
+def test_same_tokens_on_any_devices(folder, alone, layout, in_process):
+    async def run():
+        engine = build(folder, layout, in_process, pages=120)
+        await engine.start()
+        try:
+            return await serve(engine, PROMPTS * 2), engine.stats()
+        finally:
+            await engine.close()
+
+    tokens, stats = asyncio.run(run())
+    assert tokens == alone * 2
+    assert stats["pages_free"] == stats["pages"]
+    if layout != "replicas":
+        assert stats["moves_total"] > 0
+
+
+def test_an_attention_worker_killed_mid_run_costs_time_and_nothing_else(folder, alone):
+    async def run():
+        engine = build(folder, "attention workers", False)
+        await engine.start()
+        try:
+            sinks = [submit(engine, prompt, max_tokens=NEW_TOKENS)[1] for prompt in PROMPTS * 2]
+            while engine.stats()["moves_total"] < 5:
+                await asyncio.sleep(0.001)
+            os.kill(engine.worker_pids()[1], signal.SIGKILL)
+            await asyncio.wait_for(asyncio.gather(*(sink.done.wait() for sink in sinks)), 60)
+            return [sink.tokens.get(0) for sink in sinks], [sink.ends[0] for sink in sinks], await serve(engine, PROMPTS)
+        finally:
+            await engine.close()
+
+    tokens, ends, later = asyncio.run(run())
+    assert ends == ["length"] * len(tokens)
+    assert tokens == alone * 2
+    assert later == alone
