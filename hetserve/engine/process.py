@@ -10,6 +10,7 @@ import os
 import sys
 import threading
 import traceback
+from contextlib import nullcontext
 from pathlib import Path
 
 import msgspec
@@ -51,6 +52,7 @@ def serve_steps(config: WorkerConfig, parent: int, steps: zmq.Socket, results: z
     import torch
 
     from hetserve import _C
+    from hetserve.engine.traced import notes_of, traced
     from hetserve.engine.transport.gloo import GlooLinks
     from hetserve.engine.worker import Worker
     from hetserve.spec.load import load_model
@@ -65,7 +67,9 @@ def serve_steps(config: WorkerConfig, parent: int, steps: zmq.Socket, results: z
     _C.set_threads(len(config.cores))
     with torch.inference_mode():
         links = GlooLinks(Path(config.meeting), config.device)
-        worker = Worker(config, load_model(config.model_folder), links.connect, report)
+        notes = notes_of(config)
+        connect = links.connect if notes is None else traced(links.connect, notes)
+        worker = Worker(config, load_model(config.model_folder), connect, report)
         report(Ready(_C.info()["isa"], len(config.cores), worker.weight_bytes, worker.kv_bytes))
         while os.getppid() == parent:
             if not steps.poll(ORPHAN_CHECK_MS):
@@ -73,7 +77,9 @@ def serve_steps(config: WorkerConfig, parent: int, steps: zmq.Socket, results: z
             message = steps.recv()
             if not message:
                 return worker.close()
-            worker.handle(TO_WORKER.decode(message))
+            order = TO_WORKER.decode(message)
+            with nullcontext() if notes is None else notes.step(order):
+                worker.handle(order)
 
 
 def main(steps_url: str, results_url: str) -> int:

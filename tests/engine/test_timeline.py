@@ -1,0 +1,102 @@
+"""A run as a Chrome trace: spans from events and commands, from a worker's own notes, and a file that is read even when it was cut off."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from hetserve.control.messages import NO_INTS, NO_PAGES, MoveDone, MoveKv, Place, RunStep, StepDone, WorkerLost
+from hetserve.engine.timeline import ChromeTrace, Recorder, Span, read_spans, spans_of
+from hetserve.engine.traced import Notes, traced
+from hetserve.engine.transport.link import HEADS, STEPS, make_tag
+from hetserve.engine.transport.local import LocalHub, LocalLinks
+from hetserve.engine.wire import GroupLayout, PoolLayout, StageLayout
+
+LAYOUT = (GroupLayout((StageLayout((0, 4), "bfloat16", (PoolLayout("fast", 8), PoolLayout("slow", 8)), 0),), False),)
+
+
+def step(number: int, chunk: int = 0) -> RunStep:
+    chunks = np.array([chunk], np.int32) if chunk else NO_INTS
+    return RunStep(number, 0, NO_INTS, (), (), NO_INTS, NO_INTS, NO_PAGES, NO_INTS, NO_INTS, chunks, chunks, chunks, 0.01)
+
+
+def done(number: int, at_s: float, step_s: float) -> StepDone:
+    return StepDone(at_s, number, number, 0, np.zeros(3, np.int32), step_s)
+
+
+MOVE = MoveKv(7, 3, 0, (0, 4), np.array([1], np.int32), np.zeros((1, 5), np.int32), np.zeros((1, 5), np.int32), Place(0, 0), Place(0, 1))
+RUN = [
+    (done(0, 1.0, 0.4), [step(1, 64), MOVE]),
+    (done(1, 1.5, 0.9), [step(2)]),  # was sent ahead: it began when the one before had ended
+    (MoveDone(1.7, 3, 7, True), []),
+    (WorkerLost(1.8, 4, "slow", "it died"), []),
+]
+
+
+def test_steps_and_moves_are_spans_with_their_facts() -> None:
+    spans = {(one.row, one.name): one for one in spans_of(RUN, LAYOUT) if one.row != "events"}
+    second = spans["steps", "step 1"]
+    assert (second.begin_s, second.end_s) == (1.0, 1.5) and second.facts["prompt tokens"] == 64 and second.facts["tokens sampled"] == 3
+    assert "fast, slow" in second.track
+    move = spans["fast to slow", "request 3"]
+    assert (move.begin_s, move.end_s, move.overlap, move.facts["pages"]) == (1.0, 1.7, True, 5)
+    assert spans["lost", "slow: it died"].begin_s == 1.8
+
+
+def test_live_the_controllers_own_time_and_a_steps_parts_are_known() -> None:
+    found: list[Span] = []
+    sums = iter([{"prepare": 0.1, "model": 0.2, "sample": 0.1}, {"prepare": 0.2, "model": 0.5, "sample": 0.2}])
+    clock = iter([1.01, 1.52])
+    recorder = Recorder(LAYOUT, found.append, lambda: next(clock), lambda: next(sums))
+    for event, commands in RUN[:2]:
+        recorder(event, commands)
+    assert [round(one.end_s - one.begin_s, 3) for one in found if one.track == "controller"] == [0.01, 0.02]
+    parts = [one for one in found if one.name == "model"]
+    assert [round(one.end_s - one.begin_s, 3) for one in parts] == [0.2, 0.3]
+    steps = [one for one in found if one.name.startswith("step ")]
+    assert all(step.begin_s <= part.begin_s and part.end_s <= step.end_s for step, part in zip(steps, parts, strict=True))
+
+
+def test_the_file_is_chromes_array_and_rows_are_named_once() -> None:
+    text: list[str] = []
+    trace = ChromeTrace(text.append)
+    for span in spans_of(RUN, LAYOUT):
+        trace(span)
+    cut = "".join(text).rstrip().rstrip(",") + "]"
+    trace.close()
+    whole = json.loads("".join(text))
+    assert json.loads(cut) == whole[:-1]
+    named = [(one["pid"], one["tid"]) for one in whole[:-1] if one["name"] == "thread_name"]
+    assert len(set(named)) == len(named)
+    for one in whole[:-1]:
+        assert one["ph"] in "MXbe" and ("ts" in one) == (one["ph"] != "M") and one.get("dur", 0) >= 0
+    begin, end = (one for one in whole[:-1] if one["ph"] in "be")
+    assert begin["id"] == end["id"] and round(end["ts"] - begin["ts"]) == 700_000
+
+
+def test_a_worker_notes_its_sends_and_waits_and_a_cut_line_is_dropped(tmp_path: Path) -> None:
+    notes = Notes("fast", tmp_path / "a.jsonl")
+    hub = LocalHub()
+    theirs = LocalLinks(hub, "slow").connect("fast", STEPS)
+    link = traced(LocalLinks(hub, "fast").connect, notes)("slow", STEPS)
+    tag, into = make_tag(HEADS), torch.zeros(4)
+    receiving = link.post_recv(into, tag)
+    threading.Timer(0.05, lambda: theirs.isend(torch.ones(4), tag).wait(1)).start()
+    with notes.step(step(5)):
+        receiving.wait(5)
+        link.isend(torch.ones(4), tag)
+    notes.close()
+    with (tmp_path / "a.jsonl").open("ab") as file:
+        file.write(b'{"track": "dev')
+    spans = {one.name: one for one in read_spans(tmp_path / "a.jsonl")}
+    assert into.tolist() == [1.0] * 4
+    waited = spans["await heads from slow"]
+    assert waited.end_s - waited.begin_s > 0.02 and waited.facts == {"bytes": 16} and waited.track == "device fast"
+    assert spans["step 5"].begin_s <= waited.begin_s and waited.end_s <= spans["step 5"].end_s
+    assert "send heads to slow" in spans and abs(time.monotonic() - waited.end_s) < 5
+    assert read_spans(tmp_path / "none.jsonl") == []
