@@ -6,24 +6,32 @@ import asyncio
 import itertools
 import tempfile
 import threading
+import time
+from collections.abc import Sequence
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from hetserve.control.config import config_from_plan
 from hetserve.control.controller import Controller
 from hetserve.control.journal import Journal
-from hetserve.control.messages import Arrived, Cancelled, Reject, Request, Sampling, Stopped
-from hetserve.drive import drive
+from hetserve.control.messages import Arrived, Cancelled, Command, Event, Reject, Request, Sampling, Stopped
+from hetserve.drive import Observer, drive
 from hetserve.engine.api import Sink
 from hetserve.engine.channel import Channel, make_channels, plan_layout
 from hetserve.engine.executor import Closing, EngineExecutor
 from hetserve.engine.streams import Streams
+from hetserve.engine.timeline import NOTES_FOLDER, ChromeTrace, Recorder, read_spans
 from hetserve.engine.wire import Ready
 from hetserve.spec.load import load_model
 from hetserve.spec.plan import Plan
 from hetserve.systems import system
+
+if TYPE_CHECKING:
+    from hetserve.engine.join import Door
 
 DRAIN_POLL_S = 0.02
 
@@ -35,14 +43,24 @@ class Engine:
         plan: pools, limits, and whose policies decide.
         folder: the model, a Hugging Face checkpoint of the plan's shape.
         journal: where to record events and commands; None: nowhere.
+        timeline: where to write the run as a Chrome trace, once the engine is closed; None: nowhere.
         in_process: run the workers on threads of this process (tests, machines without ZeroMQ) instead of processes of their own.
+        door: where workers of other nodes join; closed with the engine.
 
     Raises:
         SpecError: the plan was made for another model.
         UnsupportedError: the plan needs what this engine cannot do yet.
     """
 
-    def __init__(self, plan: Plan, folder: str | Path, journal: Path | None = None, in_process: bool = False) -> None:
+    def __init__(
+        self,
+        plan: Plan,
+        folder: str | Path,
+        journal: Path | None = None,
+        in_process: bool = False,
+        timeline: Path | None = None,
+        door: Door | None = None,
+    ) -> None:
         self.spec = load_model(folder)
         plan.require_model(self.spec)
         self.plan = plan
@@ -51,8 +69,10 @@ class Engine:
         self._controller = Controller(self._config, system(plan.system).policies)
         self._folder = Path(folder)
         self._in_process = in_process
+        self._door = door
         self._channels: dict[str, Channel] = {}
         self._journal_path = journal
+        self._timeline_path = timeline
         self._ids = itertools.count()
         self._stop_reason = ""
         self.ready: dict[str, Ready] = {}  # by device
@@ -66,7 +86,9 @@ class Engine:
         loop = asyncio.get_running_loop()
         self._streams = Streams(loop)
         self._private = tempfile.TemporaryDirectory(prefix="hetserve-")
-        self._channels = make_channels(self.plan, self._folder, Path(self._private.name), self._in_process)
+        if self._timeline_path is not None:
+            (Path(self._private.name) / NOTES_FOLDER).mkdir()
+        self._channels = make_channels(self.plan, self._folder, Path(self._private.name), self._in_process, self._door)
         self._executor = EngineExecutor(self._channels, plan_layout(self.plan), self._streams)
         try:
             for channel in self._channels.values():
@@ -134,19 +156,43 @@ class Engine:
     def _drive(self) -> None:
         """The control thread. A fault of ours ends every request with an error, never with a hang."""
         try:
-            if self._journal_path is None:
-                drive(self._controller, self._executor)
-                return
-            with self._journal_path.open("wb") as file:
-                drive(self._controller, self._executor, Journal(file.write, self._config))
+            with ExitStack() as files:
+                drive(self._controller, self._executor, self._observer(files))
         except Exception as error:
             self._stop_reason = f"the controller failed: {type(error).__name__}: {error}"
             self._streams.fail_all_soon(self._stop_reason)
             raise
 
+    def _observer(self, files: ExitStack) -> Observer | None:
+        """Whatever is to be written while the engine runs."""
+        observers: list[Observer] = []
+        if self._journal_path is not None:
+            observers.append(Journal(files.enter_context(self._journal_path.open("wb")).write, self._config))
+        if self._timeline_path is not None:
+            trace = ChromeTrace(files.enter_context(self._timeline_path.open("w")).write)
+            observers.append(Recorder(plan_layout(self.plan), trace, time.monotonic, lambda: self._executor.parts_s))
+            files.callback(self._add_notes, trace)
+
+        def observe(event: Event, commands: Sequence[Command]) -> None:
+            for one in observers:
+                one(event, commands)
+
+        return observe if observers else None
+
+    def _add_notes(self, trace: ChromeTrace) -> None:
+        """Ends the trace with what the workers noted; they must have stopped to have written it all."""
+        for channel in self._channels.values():
+            channel.close()
+        for path in sorted((Path(self._private.name) / NOTES_FOLDER).iterdir()):
+            for span in read_spans(path):
+                trace(span)
+        trace.close()
+
     def _close_channels(self) -> None:
         for channel in self._channels.values():
             channel.close()
+        if self._door is not None:
+            self._door.close()
         self._private.cleanup()
 
     def worker_pids(self) -> list[int]:

@@ -16,6 +16,7 @@ import msgspec
 from hetserve.control.messages import Command, Event, Finish, MoveDone, MoveKv, Reject, RunStep, StepDone, Tokens, WorkerLost
 from hetserve.engine.wire import GroupLayout
 
+NOTES_FOLDER = "timeline"  # in the workers' meeting folder; where it exists, they note what they do (see `hetserve.engine.traced`)
 PARTS = ("prepare", "model", "sample")  # of a step, one after the other
 
 

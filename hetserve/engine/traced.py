@@ -18,14 +18,13 @@ import msgspec
 import torch
 
 from hetserve.control.messages import MoveKv, RunStep
-from hetserve.engine.timeline import Span
+from hetserve.engine.timeline import NOTES_FOLDER, Span
 from hetserve.engine.transport.link import KINDS, MOVES, Connect, Link, Pending
 from hetserve.engine.wire import WorkerConfig
 
 KIND_NAMES = ("heads", "hidden", "tokens", "losses", "kv")  # by link.py's numbers
 SHORTEST_S = 20e-6  # waits below this say nothing
 BUFFER_BYTES = 1 << 18
-FOLDER = "timeline"  # in the workers' meeting folder; where it exists, they note what they do
 
 
 class Notes:
@@ -63,7 +62,7 @@ class Notes:
 
 def notes_of(config: WorkerConfig) -> Notes | None:
     """Where this process's worker is to note its spans; None: nowhere. The file ends with the process."""
-    folder = Path(config.meeting) / FOLDER
+    folder = Path(config.meeting) / NOTES_FOLDER
     if not folder.is_dir():
         return None
     notes = Notes(config.device, folder / f"{os.getpid()}.jsonl")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import threading
 import time
@@ -100,3 +101,32 @@ def test_a_worker_notes_its_sends_and_waits_and_a_cut_line_is_dropped(tmp_path: 
     assert spans["step 5"].begin_s <= waited.begin_s and waited.end_s <= spans["step 5"].end_s
     assert "send heads to slow" in spans and abs(time.monotonic() - waited.end_s) < 5
     assert read_spans(tmp_path / "none.jsonl") == []
+
+
+def test_an_engine_writes_its_run_with_every_workers_notes(tmp_path: Path) -> None:
+    from hetserve.control.messages import Sampling
+    from hetserve.engine.engine import Engine
+    from hetserve.engine.model.make import make_checkpoint
+    from hetserve.planner.options import Options
+    from hetserve.planner.uniform import plan_uniform
+    from hetserve.spec.load import load_cluster, load_model
+
+    folder = make_checkpoint("tiny", tmp_path / "tiny")
+    plan = plan_uniform(load_cluster("cpu-1"), load_model(folder), None, Options(kv_memory_bytes=2**24, max_model_len=128))
+
+    async def run() -> None:
+        engine = Engine(plan, folder, timeline=tmp_path / "t.json")
+        await engine.start()
+        ended = asyncio.Event()
+        engine.submit([5, 6, 7], 6, 1, (), 6, Sampling(), lambda output: ended.set() if output.finish else None)
+        await asyncio.wait_for(ended.wait(), 60)
+        await engine.close()
+
+    asyncio.run(run())
+    events = json.loads((tmp_path / "t.json").read_text())[:-1]
+    names = {one["pid"]: one["args"]["name"] for one in events if one["name"] == "process_name"}
+    steps = {track: [one for one in events if one["name"].startswith("step ") and names[one["pid"]] == track] for track in names.values()}
+    reported, noted = steps["group 0 (cpu)"], steps["device cpu"]
+    assert [one["name"] for one in reported] == [one["name"] for one in noted] and len(noted) >= 6
+    for said, own in zip(reported, noted, strict=True):
+        assert own["ts"] - 1 <= said["ts"] + said["dur"] and abs(said["dur"] - own["dur"]) < 0.2e6
