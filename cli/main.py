@@ -20,6 +20,7 @@ from hetserve.errors import HetserveError, ResourceError, UnsupportedError
 COMMANDS = {
     "bench": "Measure this engine, and a real vLLM beside it with --baseline vllm.",
     "serve": "Serve a model over an OpenAI-compatible HTTP API.",
+    "profile": "Measure the devices and links of a cluster for a model.",
     "plan": "Lay a model out over the devices of a cluster: write a plan file.",
     "simulate": "Run a plan on a workload without the devices.",
     "replay": "Run an engine's journal again and compare every decision.",
@@ -29,7 +30,6 @@ COMMANDS = {
 }
 
 PLANNED = {
-    "profile": "Measure a device and fit its cost model.",
     "worker": "Join this machine to a running controller.",
     "reproduce": "The papers' claims, each beside our number.",
     "workload": "Fetch and sample public traces.",

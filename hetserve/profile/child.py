@@ -6,6 +6,7 @@ Confined exactly as a worker of the device is. Prints a line TICK whenever some 
 from __future__ import annotations
 
 import sys
+import time
 from typing import TypeVar
 
 import msgspec
@@ -36,11 +37,13 @@ def measure_device(task: DeviceTask) -> DeviceSamples:
     flush_bytes = 2 * machine.caches().get("l3", UNKNOWN_CACHE_BYTES)
     read_bytes = machine.read_bandwidth(task.cores, 2 * flush_bytes, task.effort.rounds)
     tick()
+    began_s, cpu_s = time.perf_counter(), time.thread_time()
     with torch.inference_mode():
         bench = AttentionBench(task, flush_bytes)
         attention, chunks = bench.decode(tick), bench.prefill(tick)
         dense = tuple(measure_dense(task, weights, flush_bytes, tick) for weights in WEIGHTS)
-    return DeviceSamples(_C.info()["isa"], read_bytes, attention, chunks, dense)
+    cpu_share = (time.thread_time() - cpu_s) / (time.perf_counter() - began_s)
+    return DeviceSamples(_C.info()["isa"], read_bytes, attention, chunks, dense, cpu_share)
 
 
 def measure_link(task: LinkTask) -> LinkSamples:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import itertools
 import math
-import time
 from collections.abc import Callable
 
 import torch
@@ -15,7 +14,7 @@ import torch
 from hetserve.engine.model.blocks import Block, build_block
 from hetserve.engine.model.linear import Linear
 from hetserve.engine.model.rope import cos_sin_table
-from hetserve.profile.rounds import Measure, interleaved
+from hetserve.profile.rounds import Clock, Measure, interleaved, own_clock
 from hetserve.profile.tasks import DeviceTask
 from hetserve.spec.model import DTYPE_BYTES, ModelSpec
 from hetserve.spec.profile import DensePoint, DenseTimes
@@ -57,7 +56,8 @@ def _layer_points(task: DeviceTask, weights: str, flush_bytes: int) -> list[Meas
     copies = min(model.layers, 1 + flush_bytes // size_bytes)
     cos_sin = cos_sin_table(model.rope, model.head_dim, max(task.effort.tokens)) if model.rope else None
     blocks = itertools.cycle([_random_block(model, layer, dtype, cos_sin) for layer in range(copies)])
-    return [_layer_point(model, blocks, tokens, dtype) for tokens in task.effort.tokens]
+    clock = own_clock(task.cores)
+    return [_layer_point(model, blocks, tokens, dtype, clock) for tokens in task.effort.tokens]
 
 
 def _random_block(model: ModelSpec, layer: int, dtype: torch.dtype, cos_sin: torch.Tensor | None) -> Block:
@@ -65,18 +65,18 @@ def _random_block(model: ModelSpec, layer: int, dtype: torch.dtype, cos_sin: tor
     return build_block(model, layer, lambda name: torch.randn(shapes[name], dtype=torch.float32).mul_(SPREAD).to(dtype), cos_sin)
 
 
-def _layer_point(model: ModelSpec, blocks: itertools.cycle[Block], tokens: int, dtype: torch.dtype) -> Measure:
+def _layer_point(model: ModelSpec, blocks: itertools.cycle[Block], tokens: int, dtype: torch.dtype, clock: Clock) -> Measure:
     x, residual = (torch.randn(tokens, model.hidden).to(dtype) for _ in range(2))
     attended = torch.randn(tokens, model.q_dim).to(dtype)
     positions = torch.arange(tokens, dtype=torch.int32)
 
     def run() -> float:
         block = next(blocks)
-        began_s = time.perf_counter()
+        began_s = clock()
         block.project(x, positions)
         inner = block.mlp_norm.add(block.output(attended), residual)
         block.attention_norm.add(block.mlp(inner), residual)
-        return time.perf_counter() - began_s
+        return clock() - began_s
 
     return run
 
@@ -86,14 +86,15 @@ def _head_points(task: DeviceTask, weights: str, flush_bytes: int) -> list[Measu
     size_bytes = head_flops(model) // 2 * DTYPE_BYTES[weights]
     copies = min(8, 1 + flush_bytes // size_bytes)
     heads = itertools.cycle([Linear(torch.randn(model.vocab, model.embed_dim).mul_(SPREAD).to(dtype)) for _ in range(copies)])
-    return [_head_point(heads, torch.randn(rows, model.embed_dim).to(dtype)) for rows in task.effort.head_rows]
+    clock = own_clock(task.cores)
+    return [_head_point(heads, torch.randn(rows, model.embed_dim).to(dtype), clock) for rows in task.effort.head_rows]
 
 
-def _head_point(heads: itertools.cycle[Linear], x: torch.Tensor) -> Measure:
+def _head_point(heads: itertools.cycle[Linear], x: torch.Tensor, clock: Clock) -> Measure:
     def run() -> float:
         linear = next(heads)
-        began_s = time.perf_counter()
+        began_s = clock()
         linear(x)
-        return time.perf_counter() - began_s
+        return clock() - began_s
 
     return run

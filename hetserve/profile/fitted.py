@@ -24,6 +24,7 @@ def device_profile(device: Device, task: DeviceTask, samples: DeviceSamples) -> 
         prefill_pair_s=pair_s(samples),
         dense=samples.dense,
         cap=device.isa,
+        cpu_share=samples.cpu_share,
     )
 
 

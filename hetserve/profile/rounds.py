@@ -1,7 +1,8 @@
-"""Medians of short measurements, taken round by round over all points."""
+"""Medians of short measurements, taken round by round over all points, and the clock they are taken with."""
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 from statistics import median
 
@@ -9,6 +10,13 @@ LEAST_ROUNDS = 3
 SLOW_S = 0.2  # a point that takes longer is measured in the first LEAST_ROUNDS only, unless told otherwise
 
 Measure = Callable[[], float]  # runs once, returns seconds
+Clock = Callable[[], float]  # seconds since some moment
+
+
+def own_clock(cores: Sequence[int]) -> Clock:
+    """On one core the CPU time of this thread, which other processes on that core do not lengthen; on several, where threads wait for each other,
+    the time of day."""
+    return time.thread_time if len(cores) == 1 else time.perf_counter
 
 
 def interleaved(points: Sequence[Measure], rounds: int, tick: Callable[[], None], slow_s: float = SLOW_S) -> list[float]:

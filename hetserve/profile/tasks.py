@@ -21,7 +21,7 @@ class Effort:
     tokens: tuple[int, ...] = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
     head_rows: tuple[int, ...] = (1, 2, 4, 8, 16, 32, 64, 128, 256)
     chunks: tuple[tuple[int, int], ...] = ((128, 128), (256, 256), (512, 512), (512, 1024), (256, 2048), (512, 2048), (1024, 1024))  # rows, length
-    link_bytes: tuple[int, ...] = tuple(2**power for power in range(10, 21))
+    link_bytes: tuple[int, ...] = tuple(sorted([2**power for power in range(10, 21)] + [3 * 2**power for power in range(9, 19)]))
     bulk_bytes: tuple[int, ...] = (2**22, 2**23, 2**24)
     pings: int = 30  # in a row, of one size
 
@@ -66,6 +66,7 @@ class DeviceSamples:
     attention: tuple[AttentionPoint, ...]  # batch by batch
     chunks: tuple[ChunkPoint, ...]
     dense: tuple[DenseTimes, ...]
+    cpu_share: float  # of the time taken, how much of its core the process had
 
 
 @dataclass(frozen=True)

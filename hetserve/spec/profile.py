@@ -60,6 +60,7 @@ class DeviceProfile:
     prefill_pair_s: float  # prefill attention of one layer: seconds per (token, earlier token) pair, all heads
     dense: tuple[DenseTimes, ...]
     cap: str = ""  # the isa its cluster capped it to; empty: none
+    cpu_share: float = 1.0  # of the time it was measured, how much of its core the measuring process had; far below 1: the machine was busy
 
 
 @dataclass(frozen=True)
