@@ -1,20 +1,25 @@
-"""One object that answers for a whole cluster: a stage's step, a head group's share of decode attention, a move. Planner and dispatcher ask it.
+"""One object that answers for a whole cluster: a stage's step, decode attention of a head group, a move, memory. Planner and dispatcher ask it.
 
-Three sources, in order: the measured profile of a device, else rates of its kind; every answer names its source.
+Sources, in order: the measured profile of a device or link, what the cluster file declares of a link, rates of the kind; every answer names its own.
+A link that is to be emulated is never better than declared.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from math import prod
 
+from hetserve.cost.measured import measured_step
 from hetserve.cost.rates import device_rates
-from hetserve.cost.roofline import Roofline, StepCost
+from hetserve.cost.roofline import Roofline, StepCost, workspace_bytes
+from hetserve.errors import SpecError
 from hetserve.spec.cluster import Cluster
 from hetserve.spec.model import DTYPE_BYTES, ModelSpec
-from hetserve.spec.profile import Profile
+from hetserve.spec.profile import DeviceProfile, Profile
+from hetserve.spec.tensors import tensor_shapes
 
 LINK_BYTES = 2e9  # per second between worker processes of one machine
-LINK_S = 1e-4  # a round trip of one
+LINK_S = 5e-5  # a message there
 
 
 @dataclass(frozen=True)
@@ -28,6 +33,16 @@ class HeadCost:
     head_s: float
     token_s: float
     fixed_s: float
+    source: str
+
+
+@dataclass(frozen=True)
+class LinkCost:
+    """One direction between two devices: a message takes beta_s and gamma_s for each of its vectors (head_dim numbers)."""
+
+    gamma_s: float
+    beta_s: float
+    bytes_per_s: float  # large transfers
     source: str
 
 
@@ -47,28 +62,85 @@ class Costs:
 
     def stage_cost(self, device: str, layers: tuple[int, int], weights: str) -> StepCost:
         """The step-time formula of layers [first, last) on a device whose weights are stored as `weights`."""
+        if self.profile is not None:
+            return measured_step(self.model, self.profile, self._measured(self.profile, device), layers, weights)
         whole = Roofline(self.model, weights, device_rates(self.cluster.device(device), weights)).step_cost()
         share = (layers[1] - layers[0]) / self.model.layers
+        head_s = whole.weights_s * self.model.vocab * self.model.embed_dim / self.model.parameters
+        last = layers[1] == self.model.layers
         return replace(
             whole,
+            fixed_s=whole.fixed_s * share,
             token_s=whole.token_s * share,
-            weights_s=whole.weights_s * share,
+            weights_s=(whole.weights_s - head_s) * share + (head_s if last else 0.0),
             context_s=whole.context_s * share * DTYPE_BYTES[self.dtype] / DTYPE_BYTES[weights],
             pair_s=whole.pair_s * share,
-            sample_s=whole.sample_s if layers[1] == self.model.layers else 0.0,
+            sample_s=whole.sample_s if last else 0.0,
         )
 
     def head_cost(self, device: str, layers: tuple[int, int], primary: str | None = None) -> HeadCost:
         """Decode attention on a device; `primary` is the device that sends it q, k and v, None: it is that device itself."""
-        rates = device_rates(self.cluster.device(device), self.dtype)
-        n_layers = layers[1] - layers[0]
-        vector_bytes = self.model.head_dim * DTYPE_BYTES[self.dtype]
-        token_s = n_layers * 2 * vector_bytes / rates.read_bytes
-        if primary is None:
-            return HeadCost(0.0, token_s, 0.0, rates.source)
-        vectors = 2 * self.model.group + 2
-        return HeadCost(n_layers * vectors * vector_bytes / LINK_BYTES, token_s, n_layers * LINK_S, rates.source)
+        n_layers, group = layers[1] - layers[0], self.model.group
+        if self.profile is not None:
+            line, source = self._measured(self.profile, device).attention, f"profile of {self.profile.date}, {device}"
+            head_s, token_s, fixed_s = group * line.a_s, 2 * line.b_s, line.c_s
+        else:
+            rates = device_rates(self.cluster.device(device), self.dtype)
+            head_s, token_s, fixed_s, source = 0.0, 2 * self._vector_bytes / rates.read_bytes, 0.0, rates.source
+        if primary is not None:
+            there, back = self.link_cost(primary, device), self.link_cost(device, primary)
+            head_s += (group + 2) * there.gamma_s + group * back.gamma_s  # q, k and v of a group there, its outputs back: 2r + 2 vectors
+            fixed_s += there.beta_s + back.beta_s
+            source += f"; {there.source}"
+        return HeadCost(n_layers * head_s, n_layers * token_s, n_layers * fixed_s, source)
+
+    def link_cost(self, source: str, target: str) -> LinkCost:
+        """One direction between two devices."""
+        declared = self.cluster.link(source, target)
+        told = None
+        if declared is not None:
+            told = LinkCost(self._vector_bytes / declared.bytes_per_s, declared.latency_s, declared.bytes_per_s, "link: declared")
+        if self.profile is None:
+            return told or LinkCost(self._vector_bytes / LINK_BYTES, LINK_S, LINK_BYTES, "link: between processes of one machine")
+        known = self.profile.link(source, target)
+        if known is None:
+            raise SpecError(f"the profile knows no link from {source!r} to {target!r}", "`hetserve profile` measures it")
+        found = LinkCost(known.gamma_s, known.beta_s, known.bytes_per_s, f"link: profile of {self.profile.date}")
+        if told is None or declared is None or not declared.emulate:
+            return found
+        slower = max(found.gamma_s, told.gamma_s), max(found.beta_s, told.beta_s), min(found.bytes_per_s, told.bytes_per_s)
+        return LinkCost(*slower, "link: emulated as declared")
 
     def move_s(self, source: str, target: str, size_bytes: int) -> float:
-        """Seconds to move KV pages from one device to another."""
-        return size_bytes / LINK_BYTES
+        """Seconds to move KV pages or activations from one device to another."""
+        if source == target:
+            return 0.0
+        link = self.link_cost(source, target)
+        return link.beta_s + size_bytes / link.bytes_per_s
+
+    def weight_bytes(self, layers: tuple[int, int], weights: str) -> int:
+        """Bytes of a stage's weights as its worker stores them: a tied output matrix is packed a second time beside the embedding."""
+        model = self.model
+        numbers = sum(prod(shape) for shape in tensor_shapes(model, *layers).values())
+        if model.tie_embeddings and layers == (0, model.layers):
+            numbers += model.vocab * model.embed_dim
+        rope = model.max_positions * model.head_dim * 4 if model.rope else 0
+        return numbers * DTYPE_BYTES[weights] + rope
+
+    def workspace_bytes(self, layers: tuple[int, int], step_tokens: int, samples: int) -> int:
+        """Bytes a primary needs beside weights and KV; logits only with the last layer."""
+        return workspace_bytes(self.model, self.dtype, step_tokens, samples if layers[1] == self.model.layers else 0)
+
+    def attention_bytes(self, samples: int) -> int:
+        """Bytes an attention worker needs beside KV: q, k, v and outputs of a step, twice."""
+        return 4 * samples * (self.model.q_dim + self.model.kv_dim) * 4
+
+    @property
+    def _vector_bytes(self) -> int:
+        return self.model.head_dim * DTYPE_BYTES[self.dtype]
+
+    def _measured(self, profile: Profile, device: str) -> DeviceProfile:
+        found = profile.device(device)
+        if found is None:
+            raise SpecError(f"the profile knows nothing of device {device!r}", "`hetserve profile` measures it")
+        return found

@@ -31,4 +31,6 @@ def device_rates(device: Device, dtype: str) -> Rates:
     """Rates of a CPU device from its cores and its isa cap; without a cap AVX512-BF16 is assumed. A source for plans, not for results."""
     isa = device.isa or "avx512bf16"
     flops = DENSE_FLOPS["float32" if dtype == "float32" else "bfloat16"][isa]
-    return Rates(flops * len(device.cores), READ_BYTES * len(device.cores), STEP_S, f"roofline: {len(device.cores)} cores, {isa}")
+    dense, attention = (device.stretch.dense, device.stretch.attention) if device.stretch else (1.0, 1.0)
+    source = f"roofline: {len(device.cores)} cores, {isa}{', stretched' if device.stretch else ''}"
+    return Rates(flops * len(device.cores) / dense, READ_BYTES * len(device.cores) / attention, STEP_S * dense, source)

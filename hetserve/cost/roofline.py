@@ -8,8 +8,6 @@ from hetserve.cost.rates import Rates
 from hetserve.spec.model import DTYPE_BYTES, ModelSpec
 from hetserve.spec.plan import PAGE_TOKENS
 
-PROCESS_BYTES = 384 * 2**20  # a worker process with torch loaded, before any weight
-
 
 @dataclass(frozen=True)
 class StepCost:
@@ -57,10 +55,8 @@ class Roofline:
         return self.model.weight_bytes(self.dtype)
 
     def workspace_bytes(self, step_tokens: int, samples: int) -> int:
-        """Bytes a worker needs beside weights and KV for steps of `step_tokens` rows, `samples` of which get logits."""
-        model = self.model
-        row = 6 * model.hidden + 2 * (model.q_dim + 2 * model.kv_dim) + 3 * model.intermediate
-        return PROCESS_BYTES + 2 * step_tokens * row * DTYPE_BYTES[self.dtype] + 3 * samples * model.vocab * 4
+        """As `workspace_bytes` below."""
+        return workspace_bytes(self.model, self.dtype, step_tokens, samples)
 
     def step_cost(self) -> StepCost:
         """The step-time formula of all layers on this device."""
@@ -81,3 +77,13 @@ class Roofline:
 def token_pages(tokens: int, page_tokens: int = PAGE_TOKENS) -> int:
     """Pages of one KV head that `tokens` tokens need."""
     return -(-tokens // page_tokens)
+
+
+def workspace_bytes(model: ModelSpec, dtype: str, step_tokens: int, samples: int) -> int:
+    """Bytes a worker needs beside weights and KV for steps of `step_tokens` rows, `samples` of which get logits.
+
+    A device's budget holds weights as they are stored, this workspace and KV. What every worker process takes by itself (Python, torch, the
+    kernels' code) is in no system's budget.
+    """
+    row = 6 * model.hidden + 2 * (model.q_dim + 2 * model.kv_dim) + 3 * model.intermediate
+    return 2 * step_tokens * row * DTYPE_BYTES[dtype] + 3 * samples * model.vocab * 4

@@ -24,7 +24,8 @@ def split_all(units: int, homes: int, unit_s: Floats, pages: Ints, state: State)
     in_turn = np.arange(len(pages))
     if len(pages) == 1:
         return one_by_one(units, homes, unit_s, pages, in_turn, state.copy())
-    best, best_key = np.zeros(0, np.int64), (0, np.inf)
+    best: Ints = np.zeros(0, np.int64)
+    best_key = (0, np.inf)
     for found, after in _starts(units, homes, unit_s, pages, state):
         _improve(found, homes, unit_s, pages, after, state.open_s)
         key = (int((found[:, 0, 0] == NO_SPACE).sum()), float(after.load_s.max()))

@@ -22,6 +22,7 @@ FORMAT = 1
 PAGE_TOKENS = 16
 MOST_PAGES = 2**31 // PAGE_TOKENS - 1  # of one pool: page id * page_tokens + offset is an int32
 ROLES = ("mixed", "prefill", "decode")
+HEADS = ("on_group", "exact", "dealt", "paper", "even")  # see policy/heads.py
 
 
 @dataclass(frozen=True)
@@ -58,6 +59,7 @@ class Group:
 
     role: str  # one of ROLES
     stages: tuple[Stage, ...]
+    requests_per_s: float = 0.0  # what the planner expects of it under its workload; routing by speed compares them. 0: not said
 
 
 @dataclass(frozen=True)
@@ -81,6 +83,14 @@ class Limits:
 
 
 @dataclass(frozen=True)
+class Online:
+    """Which of a system's online policies run the plan, where there is a choice."""
+
+    heads: str = "on_group"  # one of HEADS
+    theta: float | None = None  # drift from the best balance at which a request is placed anew; None: never
+
+
+@dataclass(frozen=True)
 class Plan:
     system: str  # the row of hetserve.systems that made it, and whose policies run it
     model: PlanModel
@@ -90,6 +100,8 @@ class Plan:
     flow: tuple[Flow, ...] = ()
     page_tokens: int = PAGE_TOKENS
     profile: Profile | None = None  # what the plan was made from, and every cost is computed from; None: rates of the kind of device
+    online: Online = Online()
+    notes: tuple[str, ...] = ()  # why the devices got their roles, for people
 
     @property
     def hash(self) -> str:
@@ -189,6 +201,12 @@ def _check(plan: Plan, where: str) -> None:
     devices = {device.name for device in plan.cluster.devices}
     for index, group in enumerate(plan.groups):
         _check_group(group, devices, plan.model.shape.layers, f"{where}: group {index}")
+        if not 0 <= group.requests_per_s < float("inf"):
+            raise SpecError(f"{where}: group {index} cannot serve {group.requests_per_s:g} requests per second")
+    if plan.online.heads not in HEADS:
+        raise SpecError(f"{where}: there is no policy {plan.online.heads!r} for heads", f"known: {', '.join(HEADS)}")
+    if plan.online.theta is not None and not 0 < plan.online.theta < float("inf"):
+        raise SpecError(f"{where}: theta must be positive, got {plan.online.theta:g}", "leave it out for no re-dispatch")
     for arc in plan.flow:
         if not (0 <= arc.source < len(plan.groups) and 0 <= arc.target < len(plan.groups) and 0 < arc.share <= 1):
             raise SpecError(f"{where}: flow from group {arc.source} to {arc.target} with share {arc.share} makes no sense")

@@ -154,6 +154,9 @@ def stage_of(plan: dict) -> dict:
         (lambda plan: plan["model"].update(dtype="int3"), SpecError, "dtype"),
         (lambda plan: plan.update(flow=[{"source": 0, "target": 1, "share": 1.0}]), SpecError, "flow"),
         (lambda plan: plan.update(page_tokens=0), SpecError, "page_tokens"),
+        (lambda plan: plan["groups"][0].update(requests_per_s=-1.0), SpecError, "requests per second"),
+        (lambda plan: plan["online"].update(heads="exakt"), SpecError, "exact"),
+        (lambda plan: plan["online"].update(theta=0.0), SpecError, "theta"),
     ],
 )
 def test_a_spoilt_plan_is_told(spoil, kind, said) -> None:
