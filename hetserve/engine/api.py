@@ -10,7 +10,7 @@ from hetserve.control.messages import Sampling
 from hetserve.engine.wire import TokenLogprobs
 from hetserve.spec.model import ModelSpec
 
-__all__ = ["EngineApi", "Output", "Sink", "TokenLogprobs"]
+__all__ = ["EngineApi", "Output", "PoolState", "Sink", "TokenLogprobs"]
 
 
 @dataclass(frozen=True)
@@ -27,6 +27,20 @@ class Output:
     logprobs: tuple[TokenLogprobs, ...] | None  # one per token, if asked for
     finish: str | None  # None while it runs; "stop", "length", "abort", "error"; "retry" only with choice -1
     why: str = ""  # says more about "error" and "retry"
+
+
+@dataclass(frozen=True)
+class PoolState:
+    """One device's part of one stage, as it is now."""
+
+    device: str
+    group: int
+    role: str  # of the group: "mixed", "prefill" or "decode"
+    layers: tuple[int, int]  # [first, last)
+    primary: bool  # it holds the stage's weights; otherwise KV and attention only
+    pages: int
+    pages_free: int
+    cpu_s: float | None  # CPU time of the device's worker so far; None where it cannot be seen
 
 
 Sink: TypeAlias = Callable[[Output], None]
@@ -66,4 +80,8 @@ class EngineApi(Protocol):
 
     def stats(self) -> dict[str, float]:
         """Counts for /metrics: running, waiting, kv_usage (0 to 1), preemptions (total), and whatever else the engine counts."""
+        ...
+
+    def pools(self) -> list[PoolState]:
+        """Every device's part of every stage: placement, cache and load."""
         ...

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import os
 import tempfile
 import threading
 import time
@@ -20,7 +21,7 @@ from hetserve.control.controller import Controller
 from hetserve.control.journal import Journal
 from hetserve.control.messages import Arrived, Cancelled, Command, Event, Reject, Request, Sampling, Stopped
 from hetserve.drive import Observer, drive
-from hetserve.engine.api import Sink
+from hetserve.engine.api import PoolState, Sink
 from hetserve.engine.channel import Channel, make_channels, plan_layout
 from hetserve.engine.executor import Closing, EngineExecutor
 from hetserve.engine.streams import Streams
@@ -153,6 +154,19 @@ class Engine:
         parts = {f"{part}_s": seconds for part, seconds in self._executor.parts_s.items()}
         return {**counts, **parts, "kv_usage": 1 - counts["pages_free"] / counts["pages"], "steps_total": self._executor.steps}
 
+    def pools(self) -> list[PoolState]:
+        """Every device's part of every stage. Read without a lock, as `stats`."""
+        used_s = {name: cpu_s(channel.process.pid) for name, channel in self._channels.items() if hasattr(channel, "process")}
+        return [
+            PoolState(pool.device, number, group.role, stage.layers, pool.device in stage.primary, pool.pages, free, used_s.get(pool.device))
+            for number, group in enumerate(self.plan.groups)
+            for (stage, pool), free in zip(
+                ((stage, pool) for stage in group.stages for pool in stage.pools),
+                self._controller.groups[number].pools.free_each().tolist(),
+                strict=True,
+            )
+        ]
+
     def _drive(self) -> None:
         """The control thread. A fault of ours ends every request with an error, never with a hang."""
         try:
@@ -198,3 +212,12 @@ class Engine:
     def worker_pids(self) -> list[int]:
         """Process ids of the workers; empty when they are threads of this process."""
         return [channel.process.pid for channel in self._channels.values() if hasattr(channel, "process")]
+
+
+def cpu_s(pid: int) -> float | None:
+    """CPU seconds a process has used so far, user and system; None when it is gone."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return None
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 import uvloop
 
 from hetserve.control.messages import Sampling
-from hetserve.engine.api import Output, Sink, TokenLogprobs
+from hetserve.engine.api import Output, PoolState, Sink, TokenLogprobs
 from hetserve.engine.server.app import Service, create_app
 from hetserve.engine.server.limits import Limits
 from hetserve.engine.server.run import HttpServer, bind, url_of
@@ -152,6 +152,9 @@ class FakeEngine:
 
     def stats(self) -> dict[str, float]:
         return {"running": len(self.running), "waiting": 0, "kv_usage": 0.25, "preemptions_total": 3, "steps_total": 7, "model_s": 1.5}
+
+    def pools(self) -> list[PoolState]:
+        return [PoolState("fast", 0, "mixed", (0, 4), True, 100, 40, 1.25), PoolState("slow", 0, "mixed", (0, 4), False, 50, 50, None)]
 
     def fail(self, why: str) -> None:
         """The engine dies."""

@@ -251,6 +251,9 @@ def test_metrics_parse_and_count(server, http):
     gauges = {name: value for (name, _), value in after.items()}
     assert gauges["vllm:num_requests_running"] == 0 and gauges["vllm:kv_cache_usage_perc"] == 0.25
     assert gauges["vllm:num_preemptions_total"] == 3 and gauges["hetserve:engine_steps_total"] == 7
+    pools = {(name, dict(labels)["device"], dict(labels)["worker"]): value for (name, labels), value in after.items() if "pool_" in name}
+    assert pools["hetserve:pool_pages", "slow", "attention"] == 50 and pools["hetserve:pool_pages_free", "fast", "primary"] == 40
+    assert pools["hetserve:pool_cpu_seconds", "fast", "primary"] == 1.25 and ("hetserve:pool_cpu_seconds", "slow", "attention") not in pools
 
 
 def metrics(http: httpx.Client) -> dict[tuple, float]:

@@ -120,6 +120,8 @@ def test_an_engine_writes_its_run_with_every_workers_notes(tmp_path: Path) -> No
         ended = asyncio.Event()
         engine.submit([5, 6, 7], 6, 1, (), 6, Sampling(), lambda output: ended.set() if output.finish else None)
         await asyncio.wait_for(ended.wait(), 60)
+        (pool,) = engine.pools()
+        assert (pool.device, pool.primary, pool.layers) == ("cpu", True, (0, 4)) and pool.pages_free <= pool.pages and pool.cpu_s
         await engine.close()
 
     asyncio.run(run())

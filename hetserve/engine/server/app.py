@@ -50,7 +50,7 @@ class Service:
         self.text = Text(tokenizer)
         self.limits = limits
         self.names = tuple(names)
-        self.metrics = Metrics(names[0], engine.stats)
+        self.metrics = Metrics(names[0], engine.stats, engine.pools)
         self.started_s = int(time.time())
         self._around = Surroundings(engine, self.text, limits, self.metrics, set())
         self._key_hashes = [hashlib.sha256(key.encode()).digest() for key in api_keys]

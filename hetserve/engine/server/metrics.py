@@ -9,11 +9,13 @@ import re
 import time
 from bisect import bisect_left
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import accumulate
 
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
+
+from hetserve.engine.api import PoolState
 
 LATENCIES_S = (0.001, 0.0025, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0, 20.0, 40.0, 80.0, 160.0, 640.0)
 TOKENS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10000, 20000, 50000)
@@ -37,6 +39,13 @@ GAUGES = {
     "kv_usage": ("vllm:kv_cache_usage_perc", "Share of KV pages in use, 0 to 1."),
 }
 ENGINE_COUNTERS = {"preemptions_total": ("vllm:num_preemptions", "Sequences put back to waiting to free their pages.")}
+POOL_LABELS = ("device", "group", "role", "layers", "worker")
+# name -> (what it is, the pool's field)
+POOL_GAUGES = {
+    "hetserve:pool_pages": ("KV pages of a device for a stage.", "pages"),
+    "hetserve:pool_pages_free": ("Those of them that are free.", "pages_free"),
+    "hetserve:pool_cpu_seconds": ("CPU time of the device's worker so far, the same for all its pools.", "cpu_s"),
+}
 COUNTED_HERE = ("prompt_tokens_total", "generation_tokens_total")
 
 
@@ -96,10 +105,17 @@ class Metrics:
     Args:
         model: the served name, a label of everything.
         engine_stats: asks the engine for its numbers.
+        engine_pools: asks it for each device's part.
         now_s: a monotonic clock.
     """
 
-    def __init__(self, model: str, engine_stats: Callable[[], Mapping[str, float]], now_s: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        model: str,
+        engine_stats: Callable[[], Mapping[str, float]],
+        engine_pools: Callable[[], Sequence[PoolState]],
+        now_s: Callable[[], float] = time.monotonic,
+    ) -> None:
         self.now_s = now_s
         self.histograms = {name: Histogram(bounds) for name, (_, bounds) in HISTOGRAMS.items()}
         self.inter_token = self.histograms["vllm:inter_token_latency_seconds"]
@@ -110,6 +126,7 @@ class Metrics:
         self.streams_cut = 0
         self._model = model
         self._engine_stats = engine_stats
+        self._engine_pools = engine_pools
         self._registry = CollectorRegistry()
         self._registry.register(self)
 
@@ -152,6 +169,7 @@ class Metrics:
             family.add_metric(self._labels(), self.histograms[name].buckets(), self.histograms[name].total)
             yield family
         yield from self._of_engine()
+        yield from self._of_pools()
 
     def _of_engine(self) -> Iterator[Metric]:
         for key, value in self._engine_stats().items():
@@ -163,6 +181,23 @@ class Metrics:
                 yield self._counter(_own(key.removesuffix("_total")), f"The engine's {key}.", value)
             elif key not in COUNTED_HERE:
                 yield self._gauge(_own(key), f"The engine's {key}.", value)
+
+    def _of_pools(self) -> Iterator[Metric]:
+        pools = self._engine_pools()
+        for name, (what, field) in POOL_GAUGES.items():
+            family = GaugeMetricFamily(name, what, labels=("model_name", "engine", *POOL_LABELS))
+            for pool in pools:
+                value = getattr(pool, field)
+                if value is not None:
+                    labels = (
+                        pool.device,
+                        str(pool.group),
+                        pool.role,
+                        f"{pool.layers[0]}-{pool.layers[1] - 1}",
+                        "primary" if pool.primary else "attention",
+                    )
+                    family.add_metric((*self._labels(), *labels), value)
+            yield family
 
     def _labels(self) -> tuple[str, str]:
         return self._model, "0"
