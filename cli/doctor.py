@@ -1,6 +1,6 @@
 """`hetserve doctor`: what this machine has, what hetserve will use of it, and what to type where something is missing.
 
-It changes nothing. Exit code 5 when hetserve cannot run here, after saying why.
+It changes nothing. Exit code 5 when hetserve cannot run here, 3 when a link is not what the cluster file declares, after saying why.
 """
 
 from __future__ import annotations
@@ -10,9 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from hetserve.errors import ResourceError
+from hetserve.errors import ResourceError, SpecError
 
 if TYPE_CHECKING:
+    from hetserve.spec.cluster import Cluster
+
     from .console import Screen
 
 GIB = 2**30
@@ -22,7 +24,7 @@ ON_CPUS = "not used: this version computes on CPUs"
 
 @click.command()
 @click.option("--cluster", default="cpu", show_default=True, help="A file in workloads/clusters, by name or path: what it would use.")
-@click.option("--quick", is_flag=True, help="Do not measure the memory's read bandwidth (a few seconds).")
+@click.option("--quick", is_flag=True, help="Measure nothing: neither the memory's read bandwidth nor declared links (a few seconds).")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def doctor(cluster: str, quick: bool, as_json: bool) -> None:
     """What this machine has (cores, instruction sets, memory, GPUs, torch, vLLM), and what hetserve will use of it."""
@@ -32,10 +34,15 @@ def doctor(cluster: str, quick: bool, as_json: bool) -> None:
     facts = examine(screen, cluster, quick)
     screen.json(facts)
     screen.table("this machine", ["", "has", "use"], rows(facts))
+    screen.table(f"cluster {facts['cluster']['name']}", ["device", "kind", "cores", "isa", "memory", "stretch"], device_rows(facts["cluster"]))
+    if facts["links"]:
+        columns = ["from", "to", "declared latency", "measured", "declared rate", "measured", "", "fault"]
+        screen.table("links", columns, link_rows(facts["links"]), right=(2, 3, 4, 5))
     for fault in facts["missing"]:
         screen.say(f"missing: {fault['what']}; type: {fault['type']}")
     if any(fault["needed"] for fault in facts["missing"]):
         raise ResourceError("hetserve cannot run a model on this machine yet.", hint=facts["missing"][0]["type"])
+    refuse_links(facts["cluster"]["name"], facts["links"])
 
 
 def examine(screen: Screen, cluster: str, quick: bool) -> dict[str, Any]:
@@ -43,14 +50,17 @@ def examine(screen: Screen, cluster: str, quick: bool) -> dict[str, Any]:
     from dataclasses import asdict
 
     from hetserve import machine
-    from hetserve.spec.load import load_cluster
+    from hetserve.spec.cluster import require_cores
+    from hetserve.spec.load import load_cluster, this_host
 
+    devices = load_cluster(cluster)
+    require_cores(devices, this_host())
     with screen.progress("looking around"):
         torch = _torch()
         kernels, fault = _kernels()
         facts: dict[str, Any] = {
             "machine": machine.describe(),
-            "cluster": asdict(load_cluster(cluster)),
+            "cluster": asdict(devices),
             "torch": torch,
             "kernels": kernels,
             "kernels_fault": fault,
@@ -59,6 +69,8 @@ def examine(screen: Screen, cluster: str, quick: bool) -> dict[str, Any]:
         }
     facts["read_bytes_per_s"] = None if quick else _read_bandwidth(screen, facts["machine"])
     facts["missing"] = missing(facts)
+    ready = not quick and not any(fault["needed"] for fault in facts["missing"])
+    facts["links"] = _links(screen, devices) if ready and devices.links else []
     return facts
 
 
@@ -89,6 +101,49 @@ def rows(facts: dict[str, Any]) -> list[tuple[str, str, str]]:
         ("Python, torch", f"{here['python']}, {torch['version'] if torch else 'no torch'}", "matrix multiplications" if torch else "needed"),
         ("vLLM", _baseline(vllm), "bench --baseline vllm" if vllm else "nothing to compare with"),
     ]
+
+
+def device_rows(cluster: dict[str, Any]) -> list[tuple[str, ...]]:
+    """The cluster's devices, for people."""
+    return [
+        (
+            *(one["name"], one["kind"], _listed(one["cores"]), one["isa"] or "native", _gib(one["memory_bytes"])),
+            "" if one["stretch"] is None else f"dense {one['stretch']['dense']:g}, attention {one['stretch']['attention']:g}: emulated",
+        )
+        for one in cluster["devices"]
+    ]
+
+
+def link_rows(links: list[dict[str, Any]]) -> list[tuple[str, ...]]:
+    """Declared links beside what was measured, for people."""
+    return [
+        (
+            *(one["link"]["source"], one["link"]["target"], f"{one['link']['latency_s'] * 1e6:,.0f} us", f"{one['latency_s'] * 1e6:,.0f} us"),
+            *(f"{one['link']['bytes_per_s'] / 1e9:,.2f} GB/s", f"{one['bytes_per_s'] / 1e9:,.2f} GB/s"),
+            *("emulated" if one["link"]["emulate"] else "", one["fault"]),
+        )
+        for one in links
+    ]
+
+
+def refuse_links(cluster: str, links: list[dict[str, Any]]) -> None:
+    """Raises SpecError if a declared link is not what the machine has."""
+    wrong = [one for one in links if one["fault"]]
+    if wrong:
+        ends = f"{wrong[0]['link']['source']!r} to {wrong[0]['link']['target']!r}"
+        raise SpecError(
+            f"cluster {cluster!r}: the link from {ends} is {wrong[0]['fault']}", "correct its [[link]]; a link may be off by a factor of 2"
+        )
+
+
+def _links(screen: Screen, cluster: Cluster) -> list[dict[str, Any]]:
+    from dataclasses import asdict
+
+    from hetserve.profile.links import measure_declared
+    from hetserve.profile.tasks import FULL
+
+    with screen.progress("measuring declared links") as advance:
+        return [asdict(one) | {"fault": one.fault} for one in measure_declared(cluster, FULL, advance)]
 
 
 def _cores_use(cluster: dict[str, Any]) -> str:

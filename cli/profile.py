@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from hetserve.errors import ModelError, SpecError, UnsupportedError
+from hetserve.errors import ModelError, SpecError
 
 from .console import Screen
 
@@ -43,8 +43,6 @@ def profile(model: str, cluster: str, dtype: str, output: Path | None, check: Pa
     shape, devices = _shape(model), load_cluster(cluster)
     dtype = dtype if dtype != "auto" else "float32" if shape.dtype == "float32" else "bfloat16"
     require_cores(devices, this_host())
-    if devices.emulated:
-        raise UnsupportedError(f"cluster {devices.name!r} has stretched devices or emulated links", "profile the devices as they are, without them")
     before = load_profile(check) if check else None
     if before is not None:
         require(before, devices, shape, dtype)
@@ -92,6 +90,8 @@ def _render(measured: Profile, shape: ModelSpec, screen: Screen) -> None:
     rows = [(one.name, one.isa, dense.weights, *_rates(dense, shape)) for one in measured.devices for dense in one.dense]
     screen.table("matrix products, GFLOP/s", columns, rows, right=tuple(range(3, len(columns))))
     for one in measured.devices:
+        if one.stretch:
+            screen.say(f"{one.name} is emulated: its times are stretched, products {one.stretch.dense:g}, attention {one.stretch.attention:g} times")
         if one.cpu_share < BUSY_SHARE:
             screen.say(
                 f"{one.name} was busy with other things: the measuring process had {one.cpu_share:.0%} of its core; measure again when it is quiet"

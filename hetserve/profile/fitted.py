@@ -8,24 +8,33 @@ import numpy as np
 
 from hetserve.cost.fit import every_fourth, fit_line
 from hetserve.profile.tasks import DeviceSamples, DeviceTask, LinkSamples, LinkTask
-from hetserve.spec.cluster import Device
+from hetserve.spec.cluster import Device, Stretch
 from hetserve.spec.model import DTYPE_BYTES, ModelSpec
-from hetserve.spec.profile import AttentionLine, DeviceProfile, LinkProfile
+from hetserve.spec.profile import AttentionLine, DensePoint, DenseTimes, DeviceProfile, LinkProfile
 
 
 def device_profile(device: Device, task: DeviceTask, samples: DeviceSamples) -> DeviceProfile:
+    """The device as it will behave: a stretched one has each of its times multiplied, as its worker's sleeping does."""
+    stretch = device.stretch or Stretch()
+    line, slower = attention_line(samples, task.effort.grid), stretch.attention
     return DeviceProfile(
         name=device.name,
         kind=device.kind,
         isa=samples.isa,
         cores=len(device.cores),
         read_bytes=samples.read_bytes,
-        attention=attention_line(samples, task.effort.grid),
-        prefill_pair_s=pair_s(samples),
-        dense=samples.dense,
+        attention=AttentionLine(slower * line.a_s, slower * line.b_s, slower * line.c_s, line.held_out_error),
+        prefill_pair_s=slower * pair_s(samples),
+        dense=tuple(_slower(times, stretch.dense) for times in samples.dense),
         cap=device.isa,
         cpu_share=samples.cpu_share,
+        stretch=device.stretch,
     )
+
+
+def _slower(times: DenseTimes, factor: float) -> DenseTimes:
+    layer, lm_head = (tuple(DensePoint(one.tokens, factor * one.layer_s) for one in points) for points in (times.layer, times.lm_head))
+    return DenseTimes(times.weights, layer, lm_head)
 
 
 def attention_line(samples: DeviceSamples, grid: int) -> AttentionLine:
@@ -46,16 +55,30 @@ def pair_s(samples: DeviceSamples) -> float:
 def link_profiles(task: LinkTask, samples: LinkSamples, model: ModelSpec, dtype: str) -> list[LinkProfile]:
     """Both directions, from the first device's times. A round trip cannot tell its halves apart: gamma and beta are the same for both."""
     effort = task.effort
-    trips, bulk = len(effort.link_bytes), len(effort.bulk_bytes)
+    trips = len(effort.link_bytes)
     vectors = np.array(effort.link_bytes) / (model.head_dim * DTYPE_BYTES[dtype])
     one_way_s = np.array(samples.seconds[:trips]) / 2
     fit = fit_line(np.stack([vectors, np.ones(trips)], axis=1), one_way_s, np.arange(trips) % 3 == 1)
     gamma_s, beta_s = fit.coefficients_s
-    profiles = []
-    for source, target, taken_s in (
-        (task.device, task.peer, samples.seconds[trips : trips + bulk]),
-        (task.peer, task.device, samples.seconds[trips + bulk :]),
-    ):
-        rates = [size / max(took_s - one_way_s[0], 1e-9) for size, took_s in zip(effort.bulk_bytes, taken_s, strict=True)]
-        profiles.append(LinkProfile(source, target, gamma_s, beta_s, math.exp(float(np.log(rates).mean())), fit.held_out_error))
-    return profiles
+    return [LinkProfile(source, target, gamma_s, beta_s, rate, fit.held_out_error) for (source, target), rate in bulk_rates(task, samples).items()]
+
+
+def bulk_rates(task: LinkTask, samples: LinkSamples) -> dict[tuple[str, str], float]:
+    """Bytes per second of large messages, by (source, target); the other way goes an acknowledgement."""
+    trips, bulk = len(task.effort.link_bytes), len(task.effort.bulk_bytes)
+    taken = {
+        (task.device, task.peer): samples.seconds[trips : trips + bulk],
+        (task.peer, task.device): samples.seconds[trips + bulk :],
+    }
+    ack_s = least_latency_s(samples)
+    return {
+        ends: math.exp(
+            float(np.mean([math.log(size / max(took_s - ack_s, took_s / 2)) for size, took_s in zip(task.effort.bulk_bytes, times, strict=True)]))
+        )
+        for ends, times in taken.items()
+    }
+
+
+def least_latency_s(samples: LinkSamples) -> float:
+    """One way, of the smallest message."""
+    return samples.seconds[0] / 2

@@ -5,7 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import ExitStack, contextmanager
 from datetime import date
 from itertools import combinations
@@ -67,16 +67,21 @@ def measure_links(cluster: Cluster, model: ModelSpec, dtype: str, effort: Effort
     """Both directions between every two devices, pair by pair."""
     links: list[LinkProfile] = []
     for pair in combinations(cluster.devices, 2):
-        with tempfile.TemporaryDirectory(prefix="hetserve-profile-") as meeting, ExitStack() as stack:
-            tasks = [_link_task(pair, number, meeting, effort) for number in (0, 1)]
-            first, second = (stack.enter_context(_child("link", task, task.device)) for task in tasks)
-            samples = first.samples(LinkSamples, tick)
-            second.samples(LinkSamples, lambda: None)
-        links += link_profiles(tasks[0], samples, model, dtype)
+        links += link_profiles(*measure_pair(pair, effort, tick), model, dtype)
     return tuple(links)
 
 
-def _link_task(pair: Sequence[Device], number: int, meeting: str, effort: Effort) -> LinkTask:
+def measure_pair(pair: tuple[Device, Device], effort: Effort, tick: Callable[[], None]) -> tuple[LinkTask, LinkSamples]:
+    """Messages between two devices: what was exchanged, and how long it took."""
+    with tempfile.TemporaryDirectory(prefix="hetserve-profile-") as meeting, ExitStack() as stack:
+        tasks = [_link_task(pair, number, meeting, effort) for number in (0, 1)]
+        first, second = (stack.enter_context(_child("link", task, task.device)) for task in tasks)
+        samples = first.samples(LinkSamples, tick)
+        second.samples(LinkSamples, lambda: None)
+    return tasks[0], samples
+
+
+def _link_task(pair: tuple[Device, Device], number: int, meeting: str, effort: Effort) -> LinkTask:
     mine, other = pair[number], pair[1 - number]
     return LinkTask(mine.cores, mine.isa, mine.name, other.name, number == 0, meeting, effort)
 

@@ -8,7 +8,7 @@ from itertools import permutations
 from typing import Any
 
 from hetserve.errors import SpecError, UnsupportedError
-from hetserve.spec.cluster import Cluster, Device
+from hetserve.spec.cluster import Cluster, Device, Stretch
 from hetserve.spec.fingerprint import model_fingerprint
 from hetserve.spec.model import ModelSpec
 from hetserve.spec.strict import build
@@ -61,6 +61,7 @@ class DeviceProfile:
     dense: tuple[DenseTimes, ...]
     cap: str = ""  # the isa its cluster capped it to; empty: none
     cpu_share: float = 1.0  # of the time it was measured, how much of its core the measuring process had; far below 1: the machine was busy
+    stretch: Stretch | None = None  # what its times of products and of attention have been multiplied by; None: measured, not emulated
 
 
 @dataclass(frozen=True)
@@ -117,12 +118,15 @@ def _require_device(profile: Profile, device: Device, cluster: str) -> None:
     if known is None:
         measured = ", ".join(one.name for one in profile.devices)
         raise SpecError(f"the profile knows nothing of device {device.name!r} of cluster {cluster!r}, only of {measured}", AGAIN)
-    if (known.kind, known.cores, known.cap) != (device.kind, len(device.cores), device.isa):
-        raise SpecError(
-            f"the profile is of another device {device.name!r}: {known.cores} {known.kind} cores, isa {known.cap or 'native'}; "
-            f"that of cluster {cluster!r} has {len(device.cores)} {device.kind} cores, isa {device.isa or 'native'}",
-            AGAIN,
-        )
+    then = _described(known.kind, known.cores, known.cap, known.stretch)
+    now = _described(device.kind, len(device.cores), device.isa, device.stretch)
+    if then != now:
+        raise SpecError(f"the profile is of another device {device.name!r}: {then}; that of cluster {cluster!r} has {now}", AGAIN)
+
+
+def _described(kind: str, cores: int, cap: str, stretch: Stretch | None) -> str:
+    slower = f", stretched {stretch.dense:g} and {stretch.attention:g} times" if stretch else ""
+    return f"{cores} {kind} cores, isa {cap or 'native'}{slower}"
 
 
 def encode_profile(profile: Profile) -> str:
@@ -163,7 +167,7 @@ def _check(at_least_zero: list[float], positive: list[float], where: str) -> Non
 def _table(body: dict[str, Any], name: str) -> str:
     """A table's own values, then its tables below; deeper down, a list of plain dictionaries takes one line for each."""
     below = {key: value for key, value in body.items() if isinstance(value, tuple) and (not name or any(_holds_list(row) for row in value))}
-    text = "".join(f"{key} = {_toml(value)}\n" for key, value in body.items() if key not in below)
+    text = "".join(f"{key} = {_toml(value)}\n" for key, value in body.items() if key not in below and value is not None)
     for key, rows in below.items():
         path = f"{name}.{key}".lstrip(".")
         text += "".join(f"\n[[{path}]]\n{_table(row, path)}" for row in rows)

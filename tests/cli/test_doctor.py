@@ -8,6 +8,7 @@ import os
 import pytest
 
 from hetserve.cli import doctor
+from hetserve.errors import SpecError
 
 FACTS = {
     "machine": {
@@ -75,3 +76,50 @@ def test_a_bare_machine_can_be_shown(absent) -> None:
     bare = {**FACTS["machine"], "isa": [], "gpus": [], "caches": {}, "memory_bytes": None, "memory_free_bytes": None}
     facts = {**FACTS, "machine": bare, "torch": absent, "kernels": None, "read_bytes_per_s": None}
     assert all(isinstance(cell, str) for row in doctor.rows(facts) for cell in row)
+
+
+LINKS = [
+    {
+        "link": {"source": "fast", "target": "slow", "latency_s": 5e-5, "bytes_per_s": 3e9, "emulate": False},
+        "latency_s": 6e-5,
+        "bytes_per_s": 2e9,
+        "fault": "",
+    },
+    {
+        "link": {"source": "slow", "target": "fast", "latency_s": 1e-2, "bytes_per_s": 1e8, "emulate": True},
+        "latency_s": 6e-5,
+        "bytes_per_s": 2e9,
+        "fault": "",
+    },
+]
+
+
+def test_declared_links_stand_beside_what_was_measured() -> None:
+    assert doctor.link_rows(LINKS)[0] == ("fast", "slow", "50 us", "60 us", "3.00 GB/s", "2.00 GB/s", "", "")
+    assert doctor.link_rows(LINKS)[1][6] == "emulated"
+    doctor.refuse_links("mine", LINKS)
+    with pytest.raises(SpecError, match="cluster 'mine': the link from 'slow' to 'fast' is too good"):
+        doctor.refuse_links("mine", [LINKS[0], {**LINKS[1], "fault": "too good"}])
+
+
+def test_the_devices_of_a_cluster() -> None:
+    device = {"name": "slow", "kind": "cpu", "cores": (6, 7), "isa": "", "memory_bytes": 2**30, "stretch": None}
+    emulated = {**device, "isa": "avx2", "stretch": {"dense": 4.0, "attention": 1.5}}
+    assert doctor.device_rows({"devices": (device, emulated)}) == [
+        ("slow", "cpu", "6-7", "native", "1.0 GiB", ""),
+        ("slow", "cpu", "6-7", "avx2", "1.0 GiB", "dense 4, attention 1.5: emulated"),
+    ]
+
+
+@pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="a link needs two cores")
+def test_a_link_that_is_not_what_the_file_declares(run, tmp_path) -> None:
+    devices = [
+        f'[[device]]\nname = "{name}"\nkind = "cpu"\ncores = "{half}-half"\nmemory = "1%"\n' for name, half in (("a", "first"), ("b", "second"))
+    ]
+    link = '[[link]]\nsource = "a"\ntarget = "b"\nlatency_s = 1\nbytes_per_s = 1e3\n'
+    path = tmp_path / "linked.toml"
+    path.write_text('[cluster]\nname = "linked"\ncontrol_cores = "all"\n' + "".join(devices) + link)
+    done = run("doctor", "--cluster", str(path), "--json")
+    found = json.loads(done.stdout)["links"][0]
+    assert done.returncode == 3 and "declared with a latency of 1,000,000 us" in done.stderr
+    assert 0 < found["latency_s"] < 0.5 and found["bytes_per_s"] > 1e6

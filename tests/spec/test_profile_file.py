@@ -8,7 +8,7 @@ import pytest
 
 from hetserve.engine.model.recipes import RECIPES
 from hetserve.errors import SpecError, UnsupportedError
-from hetserve.spec.cluster import Cluster, Device, scaled
+from hetserve.spec.cluster import Cluster, Device, Stretch, scaled
 from hetserve.spec.fingerprint import model_fingerprint
 from hetserve.spec.load import load_profile, save_profile
 from hetserve.spec.model import ModelSpec
@@ -40,7 +40,8 @@ PROFILE = Profile(
 
 
 def test_what_is_written_is_read_back(tmp_path) -> None:
-    for profile in (PROFILE, replace(PROFILE, links=(), devices=PROFILE.devices[:1])):
+    stretched = replace(PROFILE.devices[1], stretch=Stretch(2.0, 3.0))
+    for profile in (PROFILE, replace(PROFILE, links=(), devices=(stretched,))):
         save_profile(profile, tmp_path / "p.toml")
         assert load_profile(tmp_path / "p.toml") == profile
 
@@ -88,6 +89,7 @@ def change(number: int, **changes) -> Cluster:
         (PROFILE, CLUSTER, TINY, "float32", "not with float32"),
         (PROFILE, change(0, name="third"), TINY, "bfloat16", "only of fast, slow"),
         (PROFILE, change(0, cores=(0, 2)), TINY, "bfloat16", "has 2 cpu cores"),
+        (PROFILE, change(1, stretch=Stretch(2.0)), TINY, "bfloat16", "stretched 2 and 1 times"),
         (PROFILE, change(1, isa=""), TINY, "bfloat16", "1 cpu cores, isa avx2"),
         (replace(PROFILE, links=PROFILE.links[:1]), CLUSTER, TINY, "bfloat16", "no link from 'slow' to 'fast'"),
     ],
