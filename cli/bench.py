@@ -9,8 +9,9 @@ import math
 import shutil
 import signal
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -39,6 +40,7 @@ from .console import Screen
 
 if TYPE_CHECKING:
     from hetserve.bench.comparison import Measured
+    from hetserve.bench.watch import Page, See
 
 NAMES = "random, azure-conv, azure-code, sharegpt or custom"
 MANY_VALUES = ("--goodput", "--header", "--metadata")  # `--goodput ttft:200 tpot:50`, as vLLM's command line takes it
@@ -122,6 +124,8 @@ _folder = click.Path(file_okay=False, path_type=Path)
     help=f"Pairs of runs with each baseline  [default: {PAIRS}, which an interval needs; with several: {PAIRS_OF_MANY}]",
 )
 @click.option("--check", type=click.IntRange(0), default=16, show_default=True, help="Texts on which outputs part to judge by transformers; 0: all.")
+@click.option("--timeline", type=_file, help="A Chrome trace of this engine's run; with --system, FILE-NAME for each of its systems.")
+@click.option("--live", is_flag=True, help="Show placement, cache and load of each device while runs last (on a terminal).")
 @click.option("--result-dir", type=_folder, help="[default: results/bench/YYYYMMDD]")
 @click.option("--save-result", is_flag=True, help="Also write vLLM's flat JSON, one file a system, under vLLM's file name.")
 @click.option("--result-filename", help="With --save-result: that file's name.")
@@ -173,6 +177,8 @@ def _run(flags: Flags, screen: Screen, logs: Path) -> list[dict[str, Any]]:
     """A result for each job, each saved as soon as it is there."""
     latencies(flags)
     jobs = resolve(flags, screen, logs)
+    if flags.live:
+        jobs = [replace(job, experiment=replace(job.experiment, see=_shown_on(screen))) for job in jobs]
     screen.note(jobs[0].command)
     results = []
     for number, job in enumerate(jobs, 1):
@@ -181,6 +187,18 @@ def _run(flags: Flags, screen: Screen, logs: Path) -> list[dict[str, Any]]:
         results.append(_measure(flags, job, screen))
         _save(results[-1], flags, screen)
     return results
+
+
+def _shown_on(screen: Screen) -> See:
+    """Draws what is being measured under the progress bar."""
+    from .live import View, of_pages
+
+    view = View()
+
+    def see(name: str, pages: Sequence[Page]) -> None:
+        screen.below = view.table(name, of_pages(pages))
+
+    return see
 
 
 def _measure(flags: Flags, job: Job, screen: Screen) -> dict[str, Any]:

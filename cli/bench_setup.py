@@ -99,6 +99,8 @@ class Flags:
     max_model_len: int | None
     pairs: int | None
     check: int
+    timeline: Path | None
+    live: bool
     data_dir: Path | None
     as_json: bool
 
@@ -204,7 +206,9 @@ def _resolve_many(flags: Flags, screen: Screen, logs: Path) -> list[Job]:
     for factor, unbound in zip(factors, setups, strict=True):
         setup = replace(unbound, max_model_len=longest)
         plans, without = plans_of(asked, setup.cluster, longest, planner)
-        found, missing = resolve_systems(asked, setup, spec, plans, without, flags)
+        scale = f"-x{factor:g}" if len(factors) > 1 else ""
+        serve_args = {one.label: _serve_args(flags, f"-{one.label.replace(' ', '-')}{scale}") for one in asked}
+        found, missing = resolve_systems(asked, setup, spec, plans, without, serve_args, flags.baseline_dir, flags.baseline_args)
         for label, why in missing.items():
             screen.note(f"left out: {label}: {why}")
         alike = {"model_id": flags.model or STANDARD_MODEL, "dtype": dtype, "cluster": setup.cluster.name, "memory_scale": factor}
@@ -234,7 +238,8 @@ def _resolve_own(flags: Flags, screen: Screen, logs: Path) -> Job:
     from hetserve.bench.launches import hetserve_launch
 
     setup = _setup(flags, screen, logs)
-    ours = hetserve_launch(setup, ("--plan", str(flags.plan.absolute())) if flags.plan else ("--cluster", flags.cluster), flags.serve_args)
+    where = ("--plan", str(flags.plan.absolute())) if flags.plan else ("--cluster", flags.cluster)
+    ours = hetserve_launch(setup, where, _serve_args(flags, ""))
     models = {ours.name: setup.served_name}
     facts: dict[str, dict[str, Any]] = {ours.name: {"server_command": shlex.join(ours.command)}}
     theirs = _baseline(flags, setup, models, facts)
@@ -243,6 +248,15 @@ def _resolve_own(flags: Flags, screen: Screen, logs: Path) -> Job:
     workload, arrivals = _workload(flags, Path(flags.tokenizer or setup.model), setup.max_model_len)
     experiment = _experiment(flags, workload, arrivals, setup.cluster.control_cores, setup.cores)
     return Job(experiment, ours, () if theirs is None else (theirs,), models, setup.model, command_line(flags, setup.max_model_len), facts)
+
+
+def _serve_args(flags: Flags, of: str) -> str:
+    """What `hetserve serve` is given beside what the comparison settles. `of` tells servers' timelines apart."""
+    if flags.timeline is None:
+        return flags.serve_args
+    path = flags.timeline.absolute()
+    path = path.with_name(f"{path.stem}{of}{path.suffix or '.json'}")
+    return f"{flags.serve_args} --timeline {shlex.quote(str(path))}".strip()
 
 
 def _setup(flags: Flags, screen: Screen, logs: Path) -> Setup:

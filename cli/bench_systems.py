@@ -214,10 +214,17 @@ def vllm_install(asked: Sequence[Asked], folder: Path | None) -> tuple[VllmInsta
 
 
 def resolve_systems(
-    asked: Sequence[Asked], setup: Setup, spec: ModelSpec, plans: dict[str, Plan], without: dict[str, str], flags: Any
+    asked: Sequence[Asked],
+    setup: Setup,
+    spec: ModelSpec,
+    plans: dict[str, Plan],
+    without: dict[str, str],
+    serve_args: dict[str, str],
+    baseline_dir: Path | None,
+    baseline_args: str,
 ) -> tuple[dict[str, Resolved], dict[str, str]]:
     """Every system that can be started on the setup's cluster, by label and in order, and by label why another cannot."""
-    install, why = vllm_install(asked, flags.baseline_dir)
+    install, why = vllm_install(asked, baseline_dir)
     found: dict[str, Resolved] = {}
     missing = dict(without)
     for one in asked:
@@ -225,11 +232,11 @@ def resolve_systems(
             continue
         try:
             if one.own:
-                found[one.label] = own_system(one, plans[one.label], setup, setup.log_dir, flags.serve_args)
+                found[one.label] = own_system(one, plans[one.label], setup, setup.log_dir, serve_args[one.label])
             elif install is None:
                 missing[one.label] = why
             else:
-                found[one.label] = vllm_system(one, setup, spec, install, flags.baseline_args)
+                found[one.label] = vllm_system(one, setup, spec, install, baseline_args)
         except HetserveError as error:
             missing[one.label] = error.message
     return found, missing

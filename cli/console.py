@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Protocol
 
 from rich import box
-from rich.console import Console
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 from rich.text import Text
@@ -39,6 +40,7 @@ class Screen:
         self.as_json = as_json
         self.out = out or _console(stderr=False)
         self.err = err or _console(stderr=True)
+        self.below: RenderableType = ""  # drawn under a bar of progress, and again whenever it changes
 
     def say(self, text: str, style: str = "") -> None:
         """A line of the result, for people. `text` is printed as it is: brackets are not markup."""
@@ -78,9 +80,20 @@ class Screen:
         else:
             yield from self._lines(label, total)
 
+    @contextmanager
+    def live(self) -> Iterator[Callable[[RenderableType], None]]:
+        """A place at the bottom of the terminal, redrawn with whatever the call it hands out is given; in a pipe or a log, nothing."""
+        if not self.err.is_terminal:
+            self.note("a live view needs a terminal")
+            yield lambda shown: None
+            return
+        with Live("", console=self.err, transient=True, auto_refresh=False) as view:
+            yield lambda shown: view.update(shown, refresh=True)
+
     def _bar(self, label: str, total: float | None) -> Iterator[Advance]:
         amount = [BarColumn(), MofNCompleteColumn()] if total is not None else []
-        with Progress(SpinnerColumn(), TextColumn("{task.description}"), *amount, TimeElapsedColumn(), console=self.err, transient=True) as bar:
+        bar = Progress(SpinnerColumn(), TextColumn("{task.description}"), *amount, TimeElapsedColumn(), console=self.err)
+        with Live(get_renderable=lambda: Group(bar, self.below), console=self.err, transient=True, refresh_per_second=10):
             task = bar.add_task(_plain(label), total=total)
 
             def advance(done: float = 1, note: str = "") -> None:

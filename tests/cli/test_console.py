@@ -67,3 +67,11 @@ def test_a_log_gets_few_lines_of_progress(monkeypatch) -> None:
     assert lines[0] == "reading [x] ..."
     assert len(lines) == 1 + 100 // console.QUIET_S
     assert "/100 shard" in lines[-1]
+
+
+def test_a_live_view_is_drawn_on_a_terminal_and_only_there() -> None:
+    for terminal in (True, False):
+        to, _, err = screen(terminal=terminal)
+        with to.live() as show:
+            show("placement and load")
+        assert ("placement and load" in err.getvalue()) == terminal
