@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import os
+from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +16,7 @@ from hetserve.errors import UsageError
 from hetserve.planner.options import Options
 
 if TYPE_CHECKING:
+    from hetserve.engine.engine import Engine
     from hetserve.spec.model import ModelSpec
     from hetserve.spec.plan import Plan
 
@@ -36,6 +39,7 @@ def _limit(flag: str, field: str, kind: click.ParamType, what: str) -> Any:
 @click.command()
 @click.argument("model")
 @click.option("--plan", type=_file, help="A plan file (`hetserve plan`)  [default: the uniform plan for --cluster]")
+@click.option("--system", help="Whose planner makes the plan, and whose policies run it  [default: uniform, or the plan's]")
 @click.option("--cluster", help="A file in workloads/clusters, by name or path  [default: cpu]")
 @click.option("--host", default="127.0.0.1", show_default=True, help="Where to listen. Anything but loopback lets other machines in.")
 @click.option("--port", type=click.IntRange(0, 65535), default=8000, show_default=True, help="0 takes a free one.")
@@ -50,6 +54,8 @@ def _limit(flag: str, field: str, kind: click.ParamType, what: str) -> Any:
 )
 @click.option("--steps-in-flight", type=click.IntRange(1, 2), help=f"How many steps the worker is kept ahead  [default: {Options.steps_in_flight}]")
 @click.option("--max-waiting", type=_count, help=f"Requests that may wait; more are answered 429  [default: {Options.max_waiting}]")
+@click.option("--timeline", type=_file, help="Write the whole run there as a Chrome trace (chrome://tracing, Perfetto), once it has stopped.")
+@click.option("--live", is_flag=True, help="Show placement, cache and load of each device (on a terminal).")
 @click.option("--journal", type=_file, help="Record every event and command there, for `hetserve replay`.")
 @_limit("--max-body-bytes", "body_bytes", _count, "Larger request bodies are answered 413.")
 @_limit("--max-prompt-tokens", "prompt_tokens", click.IntRange(0), "Longer prompts are refused.")
@@ -96,7 +102,7 @@ async def _serve(screen: Screen, folder: Path, plan: Plan, bound: Any, limits: L
     from hetserve.engine.server.app import create_app
     from hetserve.engine.tokenizer import load_tokenizer
 
-    engine = Engine(plan, folder, given["journal"])
+    engine = Engine(plan, folder, given["journal"], timeline=given["timeline"])
     screen.note(f"loading {folder} ...")
     loading = asyncio.get_running_loop().run_in_executor(None, load_tokenizer, folder)  # beside the workers, which load the weights
     tokenizer = None
@@ -105,7 +111,13 @@ async def _serve(screen: Screen, folder: Path, plan: Plan, bound: Any, limits: L
         try:
             tokenizer = await loading
             app, service = create_app(engine, tokenizer, limits, names, given["api_key"])
-            await run.serve(app, service, bound, lambda: _say_ready(screen, plan, run.url_of(bound), names[0]))
+            with screen.live() if given["live"] else nullcontext() as show:
+                watching = asyncio.ensure_future(_watch(engine, plan.system, show)) if show else None
+                try:
+                    await run.serve(app, service, bound, lambda: _say_ready(screen, plan, run.url_of(bound), names[0]))
+                finally:
+                    if watching is not None:
+                        watching.cancel()
         finally:
             await run.close(engine)
         return 0
@@ -114,6 +126,16 @@ async def _serve(screen: Screen, folder: Path, plan: Plan, bound: Any, limits: L
     finally:
         if tokenizer is not None:
             tokenizer.close()
+
+
+async def _watch(engine: Engine, title: str, show: Callable[[Any], None]) -> None:
+    """Draws the live view until it is cancelled."""
+    from .live import PERIOD_S, View, of_engine
+
+    view = View()
+    while True:
+        show(view.table(title, of_engine(engine)))
+        await asyncio.sleep(PERIOD_S)
 
 
 def _say_ready(screen: Screen, plan: Plan, url: str, name: str) -> None:
@@ -144,7 +166,7 @@ def _plan(spec: ModelSpec, given: dict[str, Any]) -> Plan:
             "max_waiting": given["max_waiting"],
         }
         options = Options(**{name: value for name, value in chosen.items() if value is not None})
-        plan = system("uniform").planner(load_cluster(given["cluster"] or "cpu"), spec, None, options)
+        plan = system(given["system"] or "uniform").planner(load_cluster(given["cluster"] or "cpu"), spec, None, options)
     require_cores(plan.cluster, this_host())
     return plan
 
@@ -154,6 +176,7 @@ def _require_agreement(plan: Plan, given: dict[str, Any], kv_bytes: int) -> None
     if given["cluster"] is not None:
         raise UsageError("--plan names its cluster already, so --cluster cannot be given too")
     planned = {
+        "system": plan.system,
         "dtype": plan.model.dtype,
         "max_model_len": plan.limits.max_model_len,
         "max_num_seqs": plan.limits.max_seqs,
