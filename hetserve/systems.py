@@ -1,19 +1,26 @@
-"""The table of systems: a planner (offline) and a row of online policies. A new system is a line here, a planner and a test."""
+"""The table of systems: a planner (offline) and a row of online policies. A new system is a line here, a planner and a test.
+
+Baselines are these systems' policies on our engine, and called so ("hexgen-policy") wherever results are shown.
+"""
 
 from __future__ import annotations
 
 import difflib
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from hetserve.errors import UsageError
+from hetserve.planner.hetis import plan_hetis
+from hetserve.planner.hexgen import plan_hexgen
 from hetserve.planner.options import Options
+from hetserve.planner.replicas import plan_replicas
+from hetserve.planner.splitwise import plan_splitwise
 from hetserve.planner.uniform import plan_uniform
 from hetserve.policy import batch, evict, heads, rebalance, route
-from hetserve.policy.row import Policies
+from hetserve.policy.row import Heads, Policies
 from hetserve.spec.cluster import Cluster
 from hetserve.spec.model import ModelSpec
-from hetserve.spec.plan import Plan
+from hetserve.spec.plan import Online, Plan
 from hetserve.spec.workload import Workload
 
 Planner = Callable[[Cluster, ModelSpec, Workload | None, Options], Plan]
@@ -27,8 +34,25 @@ class System:
 
 
 UNIFORM = Policies(route.least_loaded, batch.in_order, heads.on_group, rebalance.none, evict.latest)
+BY_SPEED = replace(UNIFORM, route=route.fastest)
 
-SYSTEMS = {row.name: row for row in (System("uniform", plan_uniform, UNIFORM),)}
+SYSTEMS = {
+    row.name: row
+    for row in (
+        System("uniform", plan_uniform, UNIFORM),
+        System("hetis", plan_hetis, UNIFORM),  # its placement and re-dispatch are the plan's choice: see policies_for
+        System("replicas", plan_replicas, BY_SPEED),
+        System("hexgen", plan_hexgen, BY_SPEED),
+        System("splitwise", plan_splitwise, UNIFORM),
+    )
+}
+HEADS: dict[str, Heads] = {
+    "on_group": heads.on_group,
+    "exact": heads.exact,
+    "dealt": heads.dealt,
+    "paper": heads.paper,
+    "even": heads.even,
+}
 
 
 def system(name: str) -> System:
@@ -42,3 +66,9 @@ def system(name: str) -> System:
         hint = f"did you mean {near[0]!r}? " if near else ""
         raise UsageError(f"there is no system called {name!r}", f"{hint}known: {', '.join(SYSTEMS)}")
     return SYSTEMS[name]
+
+
+def policies_for(name: str, online: Online) -> Policies:
+    """A system's policies with what its plan chose of placement and re-dispatch."""
+    moving = rebalance.none if online.theta is None else rebalance.drift(online.theta)
+    return replace(system(name).policies, heads=HEADS[online.heads], rebalance=moving)
