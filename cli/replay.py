@@ -20,14 +20,14 @@ def replay(journal: Path, as_json: bool) -> None:
     from hetserve.control.journal import read_head
     from hetserve.drive import drive
     from hetserve.sim.replay import ReplayExecutor
-    from hetserve.systems import system
+    from hetserve.systems import policies_for
 
     screen = Screen(as_json)
     try:
         with journal.open("rb") as file, screen.progress("replaying") as advance:
             head, entries = read_head(file.read)
             executor = ReplayExecutor((entry.event, entry.commands) for entry in entries)
-            controller = Controller(head.config, system(head.config.system).policies)
+            controller = Controller(head.config, policies_for(head.config.system, head.config.online))
             drive(controller, executor, lambda event, commands: advance())
     except OSError as error:
         raise ReplayError(f"the journal {str(journal)!r} cannot be read: {error.strerror}") from None

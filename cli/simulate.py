@@ -81,7 +81,7 @@ def _run(plan: Plan, workload: Workload, journal: Path | None, screen: Screen) -
     from hetserve.sim.device import SimStage
     from hetserve.sim.executor import Arrival, SimExecutor
     from hetserve.spec.plan import page_bytes
-    from hetserve.systems import system
+    from hetserve.systems import policies_for
 
     config = config_from_plan(plan)
     lengths = zip(workload.arrivals_s, workload.lengths.input_tokens, workload.lengths.output_tokens, strict=True)
@@ -95,7 +95,7 @@ def _run(plan: Plan, workload: Workload, journal: Path | None, screen: Screen) -
         return costs.move_s(devices[move.source.group][move.source.pool], devices[move.target.group][move.target.pool], size_bytes)
 
     executor = SimExecutor(arrivals, groups, config.kv_heads, move_s, config.max_seqs, config.max_model_len)
-    controller = Controller(config, system(plan.system).policies)
+    controller = Controller(config, policies_for(plan.system, plan.online))
     try:
         with journal.open("wb") if journal else nullcontext() as file, screen.progress("simulating", len(arrivals)) as advance:
             record = Journal(file.write, config) if file else None

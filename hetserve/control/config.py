@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from hetserve.cost.costs import Costs, HeadCost
 from hetserve.cost.roofline import StepCost
 from hetserve.errors import UnsupportedError
-from hetserve.spec.plan import Group, Plan, Stage
+from hetserve.spec.plan import Group, Online, Plan, Stage
 
 
 @dataclass(frozen=True)
@@ -32,6 +32,7 @@ class StageConfig:
 class GroupConfig:
     stages: tuple[StageConfig, ...]
     role: str = "mixed"  # "prefill": hands its requests on after their first token; "decode": takes them
+    requests_per_s: float = 0.0  # as its planner expects; 0: it did not say
 
     @property
     def pools(self) -> tuple[PoolConfig, ...]:
@@ -40,8 +41,9 @@ class GroupConfig:
 
     @property
     def speed(self) -> float:
-        """Tokens per second of large steps: what its slowest stage does."""
-        return min(1 / max(stage.cost.token_s, 1e-12) for stage in self.stages)
+        """What routing compares groups by: requests per second where the planner said how many, else tokens per second of the slowest stage's large
+        steps."""
+        return self.requests_per_s or min(1 / max(stage.cost.token_s, 1e-12) for stage in self.stages)
 
 
 @dataclass(frozen=True)
@@ -58,6 +60,7 @@ class ControllerConfig:
     max_waiting: int  # waiting sequences; further requests are turned away
     watermark: float = 0.01  # share of a pool that admissions leave free, so that running sequences can grow
     staging: float = 0.125  # share of a primary's pool that the dispatcher leaves for prompts, where heads may lie elsewhere
+    online: Online = field(default_factory=Online)  # which of the system's policies decide
 
 
 def config_from_plan(plan: Plan) -> ControllerConfig:
@@ -72,7 +75,7 @@ def config_from_plan(plan: Plan) -> ControllerConfig:
     return ControllerConfig(
         system=plan.system,
         plan_hash=plan.hash,
-        groups=tuple(GroupConfig(tuple(_stage(stage, costs) for stage in group.stages), group.role) for group in plan.groups),
+        groups=tuple(GroupConfig(tuple(_stage(stage, costs) for stage in group.stages), group.role, group.requests_per_s) for group in plan.groups),
         kv_heads=plan.model.shape.kv_heads,
         page_tokens=plan.page_tokens,
         max_model_len=plan.limits.max_model_len,
@@ -80,6 +83,7 @@ def config_from_plan(plan: Plan) -> ControllerConfig:
         max_step_tokens=plan.limits.max_step_tokens,
         depth=plan.limits.steps_in_flight,
         max_waiting=plan.limits.max_waiting,
+        online=plan.online,
     )
 
 

@@ -29,7 +29,7 @@ from hetserve.engine.timeline import NOTES_FOLDER, ChromeTrace, Recorder, read_s
 from hetserve.engine.wire import Ready
 from hetserve.spec.load import load_model
 from hetserve.spec.plan import Plan
-from hetserve.systems import system
+from hetserve.systems import policies_for
 
 if TYPE_CHECKING:
     from hetserve.engine.join import Door
@@ -67,7 +67,7 @@ class Engine:
         self.plan = plan
         self.max_model_len = plan.limits.max_model_len
         self._config = config_from_plan(plan)
-        self._controller = Controller(self._config, system(plan.system).policies)
+        self._controller = Controller(self._config, policies_for(plan.system, plan.online))
         self._folder = Path(folder)
         self._in_process = in_process
         self._door = door
@@ -144,9 +144,11 @@ class Engine:
 
     def health(self) -> tuple[bool, str]:
         """Whether requests are being served, and if not, why."""
-        lost = "; ".join(f"device {device!r} was lost: {reason}" for device, reason in self._executor.lost.items())
-        why = self._stop_reason or lost
-        return not why, why
+        if self._stop_reason:
+            return False, self._stop_reason
+        if self._controller.serves():
+            return True, ""
+        return False, "; ".join(f"device {device!r} was lost: {reason}" for device, reason in self._executor.lost.items())
 
     def stats(self) -> dict[str, float]:
         """The controller's counts, steps, and where their time went (`*_s`). Read without a lock: two numbers may be one event apart."""
