@@ -26,11 +26,11 @@ COMMANDS = {
     "replay": "Run an engine's journal again and compare every decision.",
     "model": "Make a random-weight checkpoint, or show what a model folder holds.",
     "baseline": "Install and check the real systems we are compared with.",
+    "worker": "Lend a device of this machine to an engine on another one.",
     "doctor": "What this machine has, and what hetserve will use of it.",
 }
 
 PLANNED = {
-    "worker": "Join this machine to a running controller.",
     "reproduce": "The papers' claims, each beside our number.",
     "workload": "Fetch and sample public traces.",
     "cost": "Ask the cost model: seconds and bytes.",

@@ -57,6 +57,8 @@ def _limit(flag: str, field: str, kind: click.ParamType, what: str) -> Any:
 @click.option("--timeline", type=_file, help="Write the whole run there as a Chrome trace (chrome://tracing, Perfetto), once it has stopped.")
 @click.option("--live", is_flag=True, help="Show placement, cache and load of each device (on a terminal).")
 @click.option("--journal", type=_file, help="Record every event and command there, for `hetserve replay`.")
+@click.option("--join-address", metavar="HOST:PORT", help="Let workers of other nodes in there (`hetserve worker --join HOST:PORT`).")
+@click.option("--token", type=_file, help="A file with the secret that those workers have too.")
 @_limit("--max-body-bytes", "body_bytes", _count, "Larger request bodies are answered 413.")
 @_limit("--max-prompt-tokens", "prompt_tokens", click.IntRange(0), "Longer prompts are refused.")
 @_limit("--max-prompts", "prompts", _count, "Prompts in one request.")
@@ -102,7 +104,8 @@ async def _serve(screen: Screen, folder: Path, plan: Plan, bound: Any, limits: L
     from hetserve.engine.server.app import create_app
     from hetserve.engine.tokenizer import load_tokenizer
 
-    engine = Engine(plan, folder, given["journal"], timeline=given["timeline"])
+    door = _door(given, screen, plan)
+    engine = Engine(plan, folder, given["journal"], timeline=given["timeline"], door=door)
     screen.note(f"loading {folder} ...")
     loading = asyncio.get_running_loop().run_in_executor(None, load_tokenizer, folder)  # beside the workers, which load the weights
     tokenizer = None
@@ -126,6 +129,22 @@ async def _serve(screen: Screen, folder: Path, plan: Plan, bound: Any, limits: L
     finally:
         if tokenizer is not None:
             tokenizer.close()
+
+
+def _door(given: dict[str, Any], screen: Screen, plan: Plan) -> Any:
+    """Where workers of other nodes join; None: nowhere."""
+    if given["join_address"] is None and given["token"] is None:
+        return None
+    if given["join_address"] is None or given["token"] is None:
+        raise UsageError("--join-address and --token belong together")
+    from hetserve.engine.channel import joining_devices
+    from hetserve.engine.join import Door
+    from hetserve.engine.keys import read_token
+
+    door = Door(given["join_address"], read_token(given["token"]))
+    for device in joining_devices(plan):
+        screen.note(f"waiting for: hetserve worker --join {given['join_address']} --token FILE --device {device} --model FOLDER")
+    return door
 
 
 async def _watch(engine: Engine, title: str, show: Callable[[Any], None]) -> None:

@@ -82,6 +82,10 @@ class Controller:
             if not more and self._begun() == begun and not any(group.again for group in self.groups):
                 return work + news
 
+    def serves(self) -> bool:
+        """Whether any group can take a request."""
+        return any(self._takes_prompts(group) for group in self.groups)
+
     def counts(self) -> dict[str, float]:
         """Numbers for /metrics. Gauges of now, totals since the start; requests with several choices count once per choice."""
         return {

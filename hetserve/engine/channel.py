@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import NoReturn, Protocol, TypeAlias
+from typing import TYPE_CHECKING, NoReturn, Protocol, TypeAlias
 
 from hetserve import errors
 from hetserve.control.messages import MoveKv, RunStep
@@ -28,6 +28,9 @@ from hetserve.engine.wire import (
     WorkerConfig,
 )
 from hetserve.spec.plan import Plan
+
+if TYPE_CHECKING:
+    from hetserve.engine.join import Door
 
 STOP_S = 10.0  # how long a worker may take to stop by itself before it is killed
 
@@ -139,14 +142,28 @@ def plan_layout(plan: Plan) -> tuple[GroupLayout, ...]:
     return tuple(groups)
 
 
-def make_channels(plan: Plan, folder: Path, private: Path, in_process: bool) -> dict[str, Channel]:
+def joining_devices(plan: Plan) -> list[str]:
+    """The devices of a plan whose workers are started on other nodes and join."""
+    used = dict.fromkeys(pool.device for group in plan.groups for stage in group.stages for pool in stage.pools)
+    return [name for name in used if plan.cluster.device(name).node]
+
+
+def make_channels(plan: Plan, folder: Path, private: Path, in_process: bool, door: Door | None = None) -> dict[str, Channel]:
     """Device -> its worker's channel, not started yet, for every device the plan uses. The plan is one the controller takes (`config_from_plan`).
 
     Args:
         folder: the model.
         private: an empty folder of the engine's own, for sockets and for the workers to find each other.
+        door: where workers of other nodes join.
+
+    Raises:
+        UsageError: the plan uses such a node and there is no door.
     """
     layout = plan_layout(plan)
+    joining = joining_devices(plan)
+    if joining and door is None:
+        raise errors.UsageError(f"devices {', '.join(joining)} are on other nodes, whose workers have to join", "give --join-address and --token")
+    meeting = door.meeting() if door is not None and joining else str(private)
     hub = LocalHub()
     channels: dict[str, Channel] = {}
     for name in dict.fromkeys(device for group in layout for device in group.devices):
@@ -161,13 +178,19 @@ def make_channels(plan: Plan, folder: Path, private: Path, in_process: bool) -> 
             page_tokens=plan.page_tokens,
             max_seqs=plan.limits.max_seqs,
             max_model_len=plan.limits.max_model_len,
-            meeting=str(private),
+            meeting=meeting,
+            address=door.host if door is not None and joining else "127.0.0.1",
         )
-        channels[name] = InlineChannel(config, hub) if in_process else _process_channel(config, len(channels))
+        if in_process:
+            channels[name] = InlineChannel(config, hub)
+        else:
+            channels[name] = _socket_channel(config, private / f"{len(channels)}", door if name in joining else None)
     return channels
 
 
-def _process_channel(config: WorkerConfig, number: int) -> Channel:
-    from hetserve.engine.sockets import ProcessChannel  # needs ZeroMQ
+def _socket_channel(config: WorkerConfig, socket: Path, door: Door | None) -> Channel:
+    """A worker process of this machine, or one that joins. What either needs is imported here: ZeroMQ may be missing."""
+    from hetserve.engine.join import JoinedChannel
+    from hetserve.engine.sockets import ProcessChannel
 
-    return ProcessChannel(config, number)
+    return ProcessChannel(config, socket) if door is None else JoinedChannel(config, door)

@@ -10,8 +10,8 @@ import os
 import sys
 import threading
 import traceback
+from collections.abc import Callable
 from contextlib import nullcontext
-from pathlib import Path
 
 import msgspec
 import zmq
@@ -20,6 +20,7 @@ from hetserve.engine.wire import FROM_WORKER, TO_WORKER, Failed, MoveResult, Rea
 from hetserve.errors import HetserveError
 
 ORPHAN_CHECK_MS = 1000
+ORPHANED = 7  # exit code of a worker whose engine went away while it was loading
 
 # One name for "no better than this", spelled for every library that picks instructions by itself.
 ISA_CAPS: dict[str, dict[str, str]] = {
@@ -47,8 +48,8 @@ def confine(config: WorkerConfig) -> None:
     os.environ.update(ISA_CAPS[config.isa] if config.isa else {})
 
 
-def serve_steps(config: WorkerConfig, parent: int, steps: zmq.Socket, results: zmq.Socket) -> None:
-    """Loads its parts, says so, then carries out messages in the order they come, while process `parent` is still the parent."""
+def serve_steps(config: WorkerConfig, wanted: Callable[[], bool], steps: zmq.Socket, results: zmq.Socket) -> None:
+    """Loads its parts, says so, then carries out messages in the order they come, while it is `wanted`."""
     import torch
 
     from hetserve import _C
@@ -65,13 +66,16 @@ def serve_steps(config: WorkerConfig, parent: int, steps: zmq.Socket, results: z
 
     torch.set_num_threads(len(config.cores))
     _C.set_threads(len(config.cores))
+    loaded = threading.Event()
+    threading.Thread(target=_leave_if_unwanted, args=(wanted, loaded), name="orphan", daemon=True).start()
     with torch.inference_mode():
-        links = GlooLinks(Path(config.meeting), config.device)
+        links = GlooLinks(config.meeting, config.device, config.address)
         notes = notes_of(config)
         connect = links.connect if notes is None else traced(links.connect, notes)
         worker = Worker(config, load_model(config.model_folder), connect, report)
+        loaded.set()
         report(Ready(_C.info()["isa"], len(config.cores), worker.weight_bytes, worker.kv_bytes))
-        while os.getppid() == parent:
+        while wanted():
             if not steps.poll(ORPHAN_CHECK_MS):
                 continue
             message = steps.recv()
@@ -82,18 +86,20 @@ def serve_steps(config: WorkerConfig, parent: int, steps: zmq.Socket, results: z
                 worker.handle(order)
 
 
-def main(steps_url: str, results_url: str) -> int:
-    parent = os.getppid()  # before the model is loaded: whoever started this may be gone by then
-    config = msgspec.json.decode(sys.stdin.buffer.read(), type=WorkerConfig)
+def _leave_if_unwanted(wanted: Callable[[], bool], loaded: threading.Event) -> None:
+    """Until it is loaded: a worker may wait minutes for a peer that never comes, and nobody be left to tell it so."""
+    while not loaded.wait(ORPHAN_CHECK_MS / 1000):
+        if not wanted():
+            os._exit(ORPHANED)
+
+
+def run(config: WorkerConfig, wanted: Callable[[], bool], steps: zmq.Socket, results: zmq.Socket) -> int:
+    """Serves over connected sockets until the end, which is told as `Failed` if it is a failure. Returns the process's exit code."""
     confine(config)
-    context = zmq.Context()
-    steps, results = context.socket(zmq.PULL), context.socket(zmq.PUSH)
-    steps.connect(steps_url)
-    results.connect(results_url)
     results.setsockopt(zmq.LINGER, 2000)
     steps.setsockopt(zmq.LINGER, 0)
     try:
-        serve_steps(config, parent, steps, results)
+        serve_steps(config, wanted, steps, results)
         return 0
     except HetserveError as error:
         results.send(FROM_WORKER.encode(Failed(type(error).__name__, error.message, error.hint)))
@@ -101,10 +107,18 @@ def main(steps_url: str, results_url: str) -> int:
     except Exception:
         results.send(FROM_WORKER.encode(Failed("", traceback.format_exc(), "")))
         return 1
-    finally:
-        steps.close()
-        results.close()
-        context.term()
+
+
+def main(steps_url: str, results_url: str) -> int:
+    parent = os.getppid()  # before the model is loaded: whoever started this may be gone by then
+    config = msgspec.json.decode(sys.stdin.buffer.read(), type=WorkerConfig)
+    context = zmq.Context()
+    with context.socket(zmq.PULL) as steps, context.socket(zmq.PUSH) as results:
+        steps.connect(steps_url)
+        results.connect(results_url)
+        code = run(config, lambda: os.getppid() == parent, steps, results)
+    context.term()
+    return code
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ import sys
 import threading
 import time
 from abc import ABC, abstractmethod
+from pathlib import Path
 
 import msgspec
 import zmq
@@ -102,9 +103,7 @@ class SocketChannel(ABC):
                 self._send(b"") if self._is_ready else self.kill()
                 self._wait()
             self._reader.join(STOP_S)
-            self._steps.close()
-            self._results.close()
-        self._context.term()
+        self._context.destroy()
 
     def _send(self, message: bytes) -> None:
         """Sends, or lets it be where the worker has closed its end: a socket without a peer would wait for one for ever.
@@ -141,21 +140,21 @@ class SocketChannel(ABC):
 
 
 class ProcessChannel(SocketChannel):
-    """A worker process of this machine, started here, over ipc sockets in the engine's private folder.
+    """A worker process of this machine, started here, over ipc sockets.
 
     Args:
-        number: names its sockets.
+        socket: a path for them, in a folder of the engine's own; each adds an ending.
     """
 
-    def __init__(self, config: WorkerConfig, number: int) -> None:
+    def __init__(self, config: WorkerConfig, socket: Path) -> None:
         super().__init__(config)
-        self._number = number
+        self._socket = socket
 
     def kill(self) -> None:
         self.process.kill()
 
     def _launch(self, steps: zmq.Socket[bytes], results: zmq.Socket[bytes]) -> None:
-        steps_url, results_url = (f"ipc://{self._config.meeting}/{self._number}.{name}" for name in ("steps", "results"))
+        steps_url, results_url = (f"ipc://{self._socket}.{name}" for name in ("steps", "results"))
         steps.bind(steps_url)
         results.bind(results_url)
         command = [sys.executable, "-m", "hetserve.engine.process", steps_url, results_url]

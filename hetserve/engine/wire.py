@@ -73,7 +73,8 @@ class WorkerConfig:
     page_tokens: int
     max_seqs: int
     max_model_len: int
-    meeting: str  # a folder where the workers' connections find each other
+    meeting: str  # where the workers' connections find each other: a folder, or tcp://HOST:PORT of a torch TCPStore
+    address: str = "127.0.0.1"  # of the interface on which this worker's peers reach it
 
     def peers(self) -> tuple[str, ...]:
         """The devices this one exchanges data with, in alphabetical order."""

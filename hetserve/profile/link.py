@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
-from pathlib import Path
 from statistics import median
 
 import torch
@@ -15,13 +14,14 @@ from hetserve.engine.transport.link import HEADS, Link, make_tag
 from hetserve.profile.rounds import interleaved
 from hetserve.profile.tasks import LinkTask
 
+LOOPBACK = "127.0.0.1"
 PLANE = "profile"
 WAIT_S = 30.0
 
 
 def measure_link(task: LinkTask, tick: Callable[[], None]) -> tuple[float, ...]:
     """Seconds of each of the task's exchanges, there and back; nothing from the second device, which only answers."""
-    link = GlooLinks(Path(task.meeting), task.device).connect(task.peer, PLANE)
+    link = GlooLinks(task.meeting, task.device, LOOPBACK).connect(task.peer, PLANE)
     bulk = set(task.effort.bulk_bytes)
     points = [(there, back, 1 if bulk & {there, back} else task.effort.pings) for there, back in task.exchanges]
     if task.first:

@@ -163,8 +163,9 @@ def scaled(cluster: Cluster, factor: float) -> Cluster:
 
 
 def require_cores(cluster: Cluster, host: Host) -> None:
-    """Raises ResourceError unless every core the cluster names is one this process may use."""
-    named = {"control_cores": cluster.control_cores} | {f"device {device.name!r}": device.cores for device in cluster.devices}
+    """Raises ResourceError unless every core the cluster names is one this process may use; other nodes know their own."""
+    here = {f"device {device.name!r}": device.cores for device in cluster.devices if not device.node}
+    named = {"control_cores": cluster.control_cores} | here
     for what, cores in named.items():
         missing = sorted(set(cores) - set(host.cores))
         if missing:
@@ -226,8 +227,11 @@ def _device(declared: _Device, host: Host, where: str) -> Device:
         raise SpecError(f"{device} is a CPU and has an index", "cores says which part of the CPU it is; index is a GPU's")
     if declared.stretch and not (declared.stretch.dense >= 1 and declared.stretch.attention >= 1):
         raise SpecError(f"{device}: stretch makes a device slower, its factors are at least 1, got {declared.stretch}")
+    if declared.node and (isinstance(declared.cores, str) or declared.isa == BELOW_NATIVE or str(declared.memory).strip().endswith("%")):
+        what = f"{device} is on another node, whose cores and isa must be given by numbers and name, its memory as a size"
+        raise SpecError(what, "what this machine has says nothing of it")
     memory_bytes = parse_bytes(declared.memory, f"{where}: memory of device {declared.name!r}", host.memory_bytes)
-    cores, isa = resolve_cores(declared.cores, host, device), resolve_isa(declared.isa, host, device)
+    cores, isa = resolve_cores(declared.cores, host, device), declared.isa if declared.node else resolve_isa(declared.isa, host, device)
     return Device(declared.name, declared.kind, cores, isa, memory_bytes, declared.stretch, declared.node)
 
 
@@ -235,12 +239,12 @@ def _check_apart(devices: tuple[Device, ...], where: str) -> None:
     """Two devices may share a core only where both are stretched, and so leave it idle for a known part of the time."""
     if not devices:
         raise SpecError(f"{where}: a cluster needs at least one [[device]]")
-    owner: dict[int, Device] = {}
+    owner: dict[tuple[str, int], Device] = {}
     for index, device in enumerate(devices):
         if device.name in {earlier.name for earlier in devices[:index]}:
             raise SpecError(f"{where}: two devices are called {device.name!r}")
         for core in device.cores:
-            other = owner.setdefault(core, device)
+            other = owner.setdefault((device.node, core), device)
             if other is not device and not (other.stretch and device.stretch):
                 raise SpecError(f"{where}: core {core} belongs to both {other.name!r} and {device.name!r}", "only stretched devices share cores")
 

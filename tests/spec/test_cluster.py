@@ -88,10 +88,18 @@ emulate = true
 
 
 def test_links_nodes_and_stretch(tmp_path) -> None:
-    cluster = load(tmp_path, GOOD + 'stretch = {dense = 4}\nnode = "b"\n' + LINK + '[[node]]\nname = "b"\n')
+    elsewhere = GOOD.replace('cores = "first"', "cores = [4]").replace('memory = "25%"', 'memory = "1 GiB"')  # [4] is another node's core
+    cluster = load(tmp_path, elsewhere + 'stretch = {dense = 4}\nnode = "b"\n' + LINK + '[[node]]\nname = "b"\n')
     assert cluster.links == (Link("fast", "slow", 0.01, 1e6, True),) and cluster.emulated
     assert cluster.link("fast", "slow") is cluster.links[0] and cluster.link("slow", "fast") is None
     assert cluster.device("slow").stretch == Stretch(4.0, 1.0) and cluster.device("slow").node == "b"
+
+
+def test_this_machine_says_nothing_of_another_nodes_devices(tmp_path) -> None:
+    for whole in ('memory = "25%"', 'cores = "first"'):
+        elsewhere = GOOD.replace('cores = "first"', "cores = [4]") if "memory" in whole else GOOD.replace('memory = "25%"', 'memory = "1 GiB"')
+        with pytest.raises(SpecError, match="on another node"):
+            load(tmp_path, elsewhere + 'node = "b"\n[[node]]\nname = "b"\n')
 
 
 def test_stretched_devices_may_share_a_core(tmp_path) -> None:

@@ -1,6 +1,7 @@
-"""Links between worker processes: one two-rank gloo process group for each pair and plane, on this machine's loopback interface.
+"""Links between worker processes: one two-rank gloo process group for each pair and plane, on loopback unless workers of other machines join.
 
-gloo has no authentication; whoever can reach the loopback interface could connect, which is every process of this machine.
+gloo has no authentication: whoever can reach the interface could connect. On loopback that is every process of this machine; between machines
+it must be a private network.
 """
 
 from __future__ import annotations
@@ -14,7 +15,6 @@ from torch import distributed
 
 from hetserve.engine.transport.link import PeerLost, Pending
 
-HOST = "127.0.0.1"
 _Gloo: Any = distributed.ProcessGroupGloo  # torch's own types leave out most of it
 CONNECT_S = 600.0  # the peer may still be reading its weights
 
@@ -23,24 +23,31 @@ class GlooLinks:
     """Makes one worker's links.
 
     Args:
-        folder: where the workers of an engine find each other; private to it.
+        meeting: where the workers of an engine find each other: a folder private to it, or tcp://HOST:PORT of its TCPStore.
         device: this worker's.
+        address: of the interface on which its peers reach it.
     """
 
-    def __init__(self, folder: Path, device: str) -> None:
-        self._folder = folder
+    def __init__(self, meeting: str, device: str, address: str) -> None:
+        self._meeting = meeting
         self._device = device
         self._options = _Gloo._Options()
-        self._options._devices = [_Gloo.create_device(hostname=HOST)]
+        self._options._devices = [_Gloo.create_device(hostname=address)]
         self._options._threads = 1
         self._options._timeout = timedelta(seconds=CONNECT_S)
 
     def connect(self, peer: str, plane: str) -> GlooLink:
         """Blocks until the peer connects too. Workers connect to their peers in one order that all agree on (`connect_all`)."""
         low, high = sorted((self._device, peer))
-        store = distributed.PrefixStore(f"{low}|{high}|{plane}", distributed.FileStore(str(self._folder / "meeting")))
+        store = distributed.PrefixStore(f"{low}|{high}|{plane}", self._store())
         rank = int(self._device == high)
         return GlooLink(_Gloo(store, rank, 2, self._options), 1 - rank)
+
+    def _store(self) -> distributed.Store:
+        if self._meeting.startswith("tcp://"):
+            host, _, port = self._meeting.removeprefix("tcp://").rpartition(":")
+            return distributed.TCPStore(host, int(port), is_master=False, timeout=timedelta(seconds=CONNECT_S))
+        return distributed.FileStore(str(Path(self._meeting) / "meeting"))
 
 
 class GlooLink:

@@ -1,0 +1,69 @@
+"""A worker that joins an engine on another machine: knocks, learns what it is to be, and serves steps like any other until the connection ends."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Callable
+from dataclasses import replace
+
+import zmq
+
+from hetserve.engine.join import is_cut, knock, split_address, watch
+from hetserve.engine.keys import unlock
+from hetserve.engine.process import run
+from hetserve.errors import ResourceError, WorkerError
+from hetserve.spec.cluster import Host
+
+
+def own_address(engine: str) -> str:
+    """The address of the interface by which HOST:PORT is reached; nothing is sent."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        try:
+            probe.connect(split_address(engine, "--join"))
+        except OSError as error:
+            raise WorkerError(f"{engine} cannot be reached: {error}") from None
+        return str(probe.getsockname()[0])
+
+
+def serve_joined(engine: str, token: bytes, device: str, model_folder: str, address: str, host: Host, say: Callable[[str], None]) -> int:
+    """Joins as `device` and serves until the engine stops or is gone.
+
+    Args:
+        engine: HOST:PORT of its door.
+        model_folder: the model on this machine; empty: the same path as on the engine's.
+        address: where peers reach this worker; empty: the interface by which the engine is reached.
+        host: this machine.
+        say: is told how far it is.
+
+    Returns: the exit code.
+
+    Raises:
+        WorkerError: nobody answers, the engine refuses, or it went away.
+        ResourceError: this machine has not the cores that the device has in the cluster file.
+    """
+    answer = knock(engine, token, device, address or own_address(engine), host.isa)
+    assert answer.config is not None
+    config = replace(answer.config, model_folder=model_folder) if model_folder else answer.config
+    missing = sorted(set(config.cores) - set(host.cores))
+    if missing:
+        raise ResourceError(f"device {device!r} has the cores {missing} in the cluster file, but this process may use only {list(host.cores)}")
+    say(f"joined {engine} as {device!r}; loading")
+    context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+    with context.socket(zmq.PULL) as steps, context.socket(zmq.PUSH) as results:
+        for one, url in ((steps, answer.steps_url), (results, answer.results_url)):
+            unlock(one, token)
+            one.setsockopt(zmq.RECONNECT_IVL, -1)  # an engine that is gone does not come back as the same
+            monitor = watch(one)
+            one.connect(url)
+        alive = True
+
+        def wanted() -> bool:
+            nonlocal alive
+            alive = alive and not is_cut(monitor)
+            return alive
+
+        code = run(config, wanted, steps, results)
+    context.destroy()  # the monitors too
+    if not alive:
+        raise WorkerError(f"the connection to the engine at {engine} ended")
+    return code
