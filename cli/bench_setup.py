@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from hetserve.errors import BenchError, ModelError, SpecError, UsageError
 
 from .baseline import baselines_folder, cache_folder
-from .bench_systems import DEFAULT_SYSTEM, asked_for, planner_of, plans_of, resolve_systems, scales, vllm_kv_tokens, window
+from .bench_systems import DEFAULT_SYSTEM, asked_for, needed_tokens, planner_of, plans_of, resolve_systems, scales, vllm_kv_tokens, window
 from .console import Screen
 
 if TYPE_CHECKING:
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from hetserve.bench.launches import Setup
     from hetserve.bench.process import Launch
     from hetserve.bench.session import Experiment, Target
+    from hetserve.spec.workload import Workload as WorkloadMeans
     from hetserve.trace.arrivals import Arrivals
     from hetserve.trace.datasets import DatasetSpec, Workload
 
@@ -87,6 +88,8 @@ class Flags:
     system: str | None
     memory_scale: str | None
     only: str | None
+    max_request_len: int | None
+    profile: Path | None
     baseline: str | None
     baseline_url: str | None
     baseline_dir: Path | None
@@ -179,7 +182,7 @@ def _resolve_many(flags: Flags, screen: Screen, logs: Path) -> list[Job]:
     """Systems planned here, on one cluster: a job for each scale of its budgets, all with the same requests."""
     from hetserve.bench.launches import Setup
     from hetserve.spec.cluster import require_cores, scaled
-    from hetserve.spec.load import load_cluster, load_model, this_host
+    from hetserve.spec.load import load_cluster, load_model, load_profile, this_host
 
     for name in ("url", "plan", "kv_memory", "baseline_url"):
         if getattr(flags, name) is not None:
@@ -195,12 +198,15 @@ def _resolve_many(flags: Flags, screen: Screen, logs: Path) -> list[Job]:
     require_cores(cluster, this_host())
     dtype = spec.dtype if flags.dtype == "auto" else flags.dtype
     name, kv_token_bytes = flags.served_model_name or folder.name, spec.kv_bytes_per_token(dtype)
-    planner = planner_of(spec, dtype)
+    drawn, _ = _workload(flags, Path(flags.tokenizer or folder), spec.max_positions)
+    planner = planner_of(spec, dtype, _means(drawn, flags.request_rate), load_profile(flags.profile) if flags.profile else None)
     setups = [Setup(folder, name, scaled(cluster, factor), dtype, 0, kv_token_bytes, flags.max_model_len or 0, logs) for factor in factors]
     longest = flags.max_model_len or 0
     if not longest:
-        free = [plan for setup in setups for plan in plans_of(asked, setup.cluster, 0, planner)[0].values()]
-        longest = window(free, [tokens for setup in setups for tokens in vllm_kv_tokens(asked, setup, spec)])
+        held = [plan.limits.max_model_len for setup in setups for plan in plans_of(asked, setup.cluster, 0, planner)[0].values()]
+        held += [tokens for setup in setups for tokens in vllm_kv_tokens(asked, setup, spec)]
+        totals = [prompt + output for prompt, output in zip(drawn.lengths.input_tokens, drawn.lengths.output_tokens, strict=True)]
+        longest = window(held, needed_tokens(totals))
     workload, arrivals = _workload(flags, Path(flags.tokenizer or folder), longest)
     jobs = []
     for factor, unbound in zip(factors, setups, strict=True):
@@ -248,6 +254,14 @@ def _resolve_own(flags: Flags, screen: Screen, logs: Path) -> Job:
     workload, arrivals = _workload(flags, Path(flags.tokenizer or setup.model), setup.max_model_len)
     experiment = _experiment(flags, workload, arrivals, setup.cluster.control_cores, setup.cores)
     return Job(experiment, ours, () if theirs is None else (theirs,), models, setup.model, command_line(flags, setup.max_model_len), facts)
+
+
+def _means(drawn: Workload, request_rate: float) -> WorkloadMeans:
+    """What planners may know of the load."""
+    from hetserve.spec.workload import Workload as Means
+
+    inputs, outputs = drawn.lengths.input_tokens, drawn.lengths.output_tokens
+    return Means(sum(inputs) / len(inputs), sum(outputs) / len(outputs), request_rate)
 
 
 def _serve_args(flags: Flags, of: str) -> str:
@@ -354,6 +368,7 @@ def _dataset(flags: Flags) -> DatasetSpec:
         random_prefix_len=_first(flags.random_prefix_len, 0),
         fixed_output_len=flags.output_len,
         only=flags.only or "",
+        most_tokens=flags.max_request_len or 0,
     )
 
 
@@ -473,11 +488,13 @@ def command_line(flags: Flags, longest: int | None) -> str:
         "--plan": flags.plan,
         "--dtype": None if flags.url or flags.plan else flags.dtype,
         "--memory-scale": flags.memory_scale,
+        "--profile": flags.profile,
         "--kv-memory": None if flags.url or flags.plan or flags.many else (flags.kv_memory or STANDARD_KV_MEMORY).replace(" ", ""),
         "--max-model-len": None if flags.plan else longest,
         "--dataset-name": data.name,
         "--dataset-path": data.path,
         "--class": flags.only,
+        "--max-request-len": flags.max_request_len,
         "--random-input-len": data.random_input_len if data.name == "random" else None,
         "--random-output-len": data.random_output_len if data.name == "random" else None,
         "--random-range-ratio": data.random_range_ratio or None,

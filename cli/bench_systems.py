@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from hetserve.spec.cluster import Cluster
     from hetserve.spec.model import ModelSpec
     from hetserve.spec.plan import Plan
+    from hetserve.spec.profile import Profile
+    from hetserve.spec.workload import Workload
 
 DEFAULT_SYSTEM = "uniform"
 VLLM_KINDS = ("vllm", "vllm-replicas", "vllm-all")
@@ -117,11 +119,23 @@ def plans_of(asked: Sequence[Asked], cluster: Cluster, longest: int, planner: Pl
     return made, without
 
 
-def window(plans: Sequence[Plan], vllm_kv_tokens: Sequence[int]) -> int:
-    """The longest request that every system can take, tokens: nobody gets requests that another is spared."""
-    held = [plan.limits.max_model_len for plan in plans] + [tokens for tokens in vllm_kv_tokens if tokens > 0]
-    shortest = min(held)
-    return shortest // VLLM_BLOCK_TOKENS * VLLM_BLOCK_TOKENS or shortest
+def window(held: Sequence[int], needed: int) -> int:
+    """The longest request, in tokens, that every system can take which can take the workload at all: nobody gets requests that another is spared.
+
+    Args:
+        held: what each system can take.
+        needed: what the workload asks for; 0 when none can.
+    """
+    enough = min((tokens for tokens in held if tokens >= needed), default=max(held))
+    whole_blocks = enough // VLLM_BLOCK_TOKENS * VLLM_BLOCK_TOKENS
+    return whole_blocks if whole_blocks >= needed and whole_blocks else enough
+
+
+def needed_tokens(totals: Sequence[int]) -> int:
+    """The window that drops as many requests of these lengths as may be dropped, and no more."""
+    from hetserve.trace.requests import MAX_DROPPED_SHARE
+
+    return sorted(totals)[len(totals) - 1 - int(MAX_DROPPED_SHARE * len(totals))]
 
 
 def own_system(one: Asked, plan: Plan, setup: Setup, folder: Path, extra: str) -> Resolved:
@@ -242,8 +256,8 @@ def resolve_systems(
     return found, missing
 
 
-def planner_of(spec: ModelSpec, dtype: str) -> Planner:
-    """Makes plans for one model, with everything but the window left to each system's planner.
+def planner_of(spec: ModelSpec, dtype: str, workload: Workload | None = None, profile: Profile | None = None) -> Planner:
+    """Makes plans for one model and load, with everything but the window left to each system's planner.
 
     Raises (when called):
         HetserveError: whatever the planner says cannot be.
@@ -254,6 +268,6 @@ def planner_of(spec: ModelSpec, dtype: str) -> Planner:
     def make(one: Asked, cluster: Cluster, longest: int) -> Plan:
         if one.planning:
             raise UsageError(f"{one.name} takes no flags here, got {' '.join(one.planning)!r}.")
-        return system(one.name).planner(cluster, spec, None, Options(dtype=dtype, max_model_len=longest))
+        return system(one.name).planner(cluster, spec, workload, Options(dtype=dtype, max_model_len=longest, profile=profile))
 
     return make

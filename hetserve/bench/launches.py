@@ -14,8 +14,7 @@ from pathlib import Path
 from hetserve.bench.process import Launch, free_port
 from hetserve.bench.replicas import ReplicaLaunch
 from hetserve.bench.vllm_install import VllmInstall
-from hetserve.cost.rates import device_rates
-from hetserve.cost.roofline import Roofline
+from hetserve.cost.costs import Costs
 from hetserve.engine.process import ISA_CAPS
 from hetserve.errors import BaselineError, BenchError, ResourceError, UnsupportedError
 from hetserve.planner.options import Options
@@ -147,8 +146,9 @@ def on_device(setup: Setup, device: Device, spec: ModelSpec) -> Setup:
         ResourceError: the weights do not fit.
     """
     options = Options()
-    cost = Roofline(spec, setup.dtype, device_rates(device, setup.dtype))
-    kv_bytes = device.memory_bytes - cost.weight_bytes() - cost.workspace_bytes(options.max_step_tokens, options.max_seqs)
+    costs, layers = Costs(spec, setup.dtype, setup.cluster), (0, spec.layers)
+    used_bytes = costs.weight_bytes(layers, setup.dtype) + costs.workspace_bytes(layers, options.max_step_tokens, options.max_seqs)
+    kv_bytes = device.memory_bytes - used_bytes
     if kv_bytes <= 0:
         raise ResourceError(f"device {device.name!r} has no room for {spec.name}: its budget is {device.memory_bytes:,} bytes.")
     return replace(setup, cluster=replace(setup.cluster, devices=(device,), links=()), kv_bytes=kv_bytes)

@@ -38,6 +38,7 @@ class DatasetSpec:
         data_dir: a folder that may hold the public traces, or None.
         tables_dir: the folder of committed length tables.
         only: one of CLASSES (HPHD: heavy prefill, heavy decode, ...) to take a trace's requests from; empty: all of them.
+        most_tokens: of a trace, leave out requests whose prompt and answer are longer together, before any is drawn; 0: none.
         fixed_output_len: overrides the dataset's own output lengths (not `random`'s).
     """
 
@@ -53,6 +54,7 @@ class DatasetSpec:
     random_prefix_len: int = 0
     fixed_output_len: int | None = None
     only: str = ""
+    most_tokens: int = 0
 
     def __post_init__(self) -> None:
         if self.name not in NAMES:
@@ -67,6 +69,8 @@ class DatasetSpec:
             raise UsageError(
                 f"There is no class '{self.only}' of {self.name} requests.", hint=f"--class takes {', '.join(CLASSES)}, with {', '.join(TRACES)}"
             )
+        if self.most_tokens and self.name not in TRACES:
+            raise UsageError("--max-request-len leaves requests of a trace out.", hint=f"it goes with {', '.join(TRACES)}")
         if not 0 <= self.random_range_ratio < 1:
             raise UsageError(f"--random-range-ratio must be at least 0 and below 1, not {self.random_range_ratio:g}.")
         if self.random_prefix_len < 0 or self.random_prefix_len + math.floor(self.random_input_len * (1 - self.random_range_ratio)) < 1:
@@ -149,8 +153,10 @@ def _trace(spec: DatasetSpec, vocabulary: Vocabulary, rng: np.random.Generator) 
     rows = files.parse(raw, path)
     if spec.only:
         rows = tables.of_class(spec.only, rows)
+    if spec.most_tokens:
+        rows = rows[rows.sum(axis=1) <= spec.most_tokens]
     if not len(rows):
-        raise SpecError(f"{path} has no requests of class {spec.only}.")
+        raise SpecError(f"{path} has no requests of that kind.")
     picked = rows[_pick(len(rows), spec.num_prompts, rng)]
     said = {"input": "file", "file": path.name, "sha256": files.sha256(raw), "rows": len(rows)}
     return _lengths(picked, said | _only(spec))
@@ -163,11 +169,11 @@ def _from_table(spec: DatasetSpec, rng: np.random.Generator) -> Lengths:
     if spec.only:
         table = tables.narrowed(table, spec.only)
     said = {"input": "table", "table": table.name, "source": table.source, "licence": table.licence, "sha256": table.sha256, "rows": table.rows}
-    return _lengths(tables.sample(table, spec.num_prompts, rng), said | _only(spec))
+    return _lengths(tables.sample(table, spec.num_prompts, rng, spec.most_tokens), said | _only(spec))
 
 
-def _only(spec: DatasetSpec) -> dict[str, str]:
-    return {"class": spec.only} if spec.only else {}
+def _only(spec: DatasetSpec) -> dict[str, Any]:
+    return ({"class": spec.only} if spec.only else {}) | ({"most_tokens": spec.most_tokens} if spec.most_tokens else {})
 
 
 def _lengths(rows: np.ndarray[Any, np.dtype[np.int64]], said: dict[str, Any]) -> Lengths:
@@ -187,6 +193,8 @@ def _conversations(spec: DatasetSpec, vocabulary: Vocabulary, rng: np.random.Gen
     for index in order:
         question, answer = vocabulary.encode(turns[index])
         fits = shortest <= min(len(question), len(answer)) and len(question) <= longest_prompt and len(question) + len(answer) <= longest
+        if spec.most_tokens:
+            fits = fits and len(question) + len(answer) <= spec.most_tokens
         if spec.only:
             fits = fits and len(tables.of_class(spec.only, np.array([[len(question), len(answer)]]))) == 1
         if fits and len(prompts) < spec.num_prompts:

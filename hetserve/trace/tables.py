@@ -18,6 +18,7 @@ from hetserve.errors import SpecError
 LEVELS = (0.0, 0.005, 0.01, 0.02, 0.05, *(step / 20 for step in range(2, 19)), 0.95, 0.98, 0.99, 0.995, 0.999, 1.0)
 SPLIT_INPUT = 512
 SPLIT_OUTPUT = 128
+MOST_DRAWS = 200  # of a request until it is short enough
 CLASSES = (("HPHD", True, True), ("HPLD", True, False), ("LPHD", False, True), ("LPLD", False, False))  # name, input above, output above
 
 
@@ -78,8 +79,25 @@ def narrowed(table: LengthTable, label: str) -> LengthTable:
     return replace(table, classes=kept)
 
 
-def sample(table: LengthTable, count: int, rng: np.random.Generator) -> NDArray[np.int64]:
-    """[count, 2] input and output tokens: a class by its share, then each length from the class's own quantiles (linear between levels)."""
+def sample(table: LengthTable, count: int, rng: np.random.Generator, most_tokens: int = 0) -> NDArray[np.int64]:
+    """[count, 2] input and output tokens: a class by its share, then each length from the class's own quantiles (linear between levels).
+
+    Args:
+        most_tokens: draw again whatever is longer, input and output together; 0: nothing is.
+
+    Raises:
+        SpecError: hardly anything is that short.
+    """
+    drawn = _draw(table, count, rng)
+    for _ in range(MOST_DRAWS):
+        long = drawn.sum(axis=1) > most_tokens if most_tokens else np.zeros(count, bool)
+        if not long.any():
+            return drawn
+        drawn[long] = _draw(table, int(long.sum()), rng)
+    raise SpecError(f"{table.name} has hardly any requests of at most {most_tokens} tokens.", hint="a larger --max-request-len")
+
+
+def _draw(table: LengthTable, count: int, rng: np.random.Generator) -> NDArray[np.int64]:
     shares = np.array([one.share for one in table.classes])
     chosen = rng.choice(len(table.classes), size=count, p=shares / shares.sum())
     levels = rng.random((count, 2))

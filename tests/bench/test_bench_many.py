@@ -17,7 +17,7 @@ from hetserve.bench.launches import Setup
 from hetserve.bench.result import without_local_paths
 from hetserve.bench.vllm_install import VllmInstall
 from hetserve.cli.bench import bench
-from hetserve.cli.bench_systems import asked_for, scales, window
+from hetserve.cli.bench_systems import asked_for, needed_tokens, scales, window
 from hetserve.cli.bench_table import render_many
 from hetserve.cli.console import Screen
 from hetserve.errors import HetserveError, ResourceError, UsageError
@@ -157,7 +157,8 @@ def test_names_scales_and_the_window() -> None:
     for text in ("0", "a", "", "-1"):
         with pytest.raises(UsageError):
             scales(text)
-    assert window([], [1000, 700, 0]) == 640 and window([], [100]) == 100
+    assert window([1000, 700, 0], 500) == 640 and window([1000, 700, 0], 650) == 700 and window([100, 90], 800) == 100
+    assert needed_tokens([5] * 98 + [9, 9]) == 5 and needed_tokens([5, 6, 9]) == 9
 
 
 @pytest.mark.parametrize("more", [["--plan", "p.json"], ["--kv-memory", "1GiB"], ["--base-url", "http://x"], ["--baseline-url", "http://x"]])

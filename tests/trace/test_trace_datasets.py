@@ -237,3 +237,16 @@ def test_an_unknown_class_or_dataset_without_classes_is_said() -> None:
         DatasetSpec("azure-conv", 5, only="HPXD")
     with pytest.raises(UsageError, match="of random requests"):
         DatasetSpec("random", 5, only="HPHD")
+
+
+def test_requests_longer_than_asked_for_are_not_drawn(tmp_path: Path) -> None:
+    path = tmp_path / "azure.csv"
+    path.write_text("\n".join(["TIMESTAMP,ContextTokens,GeneratedTokens", *(f"2023-11-16 18:15:46.680,{n},10" for n in range(1, 400))]) + "\n")
+    for spec in (DatasetSpec("azure-conv", 80, tables_dir=TABLES, most_tokens=300), DatasetSpec("azure-conv", 80, path=path, most_tokens=300)):
+        got = made(spec)
+        totals = [a + b for a, b in zip(got.lengths.input_tokens, got.lengths.output_tokens, strict=True)]
+        assert max(totals) <= 300 and len(totals) == 80 and got.lengths.inputs["most_tokens"] == 300
+    with pytest.raises(SpecError, match="hardly any"):
+        made(DatasetSpec("azure-conv", 80, tables_dir=TABLES, most_tokens=3))
+    with pytest.raises(UsageError, match="of a trace"):
+        DatasetSpec("random", 5, most_tokens=300)
