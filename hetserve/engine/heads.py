@@ -6,6 +6,7 @@ One message a layer and direction: q, k and v of the (row, head group) pairs in 
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 
 import torch
 
@@ -51,16 +52,19 @@ class RemoteHeads:
         self._tag = tag
         self._group = spec.group
         self._sent = Packet(spec, dtype)
-        self._answer = Packet(spec, dtype)
+        self._answers = (Packet(spec, dtype), Packet(spec, dtype))
 
-    def begin(self, pairs: Int32s, patience_s: float) -> None:
-        """The pairs of this step, and how long one answer may take."""
+    def begin(self, pairs: Int32s, layers: int, patience_s: float) -> None:
+        """The pairs of this step, how many layers will follow, and how long one answer may take."""
         self._pairs = torch.from_numpy(pairs)
+        self._layers_left = layers
         self._patience_s = patience_s
         self._whole, self._q, self._k, self._v = self._sent.shape(len(pairs))
-        _, self._out, _, _ = self._answer.shape(len(pairs))
+        self._out, self._next_out = (answer.shape(len(pairs))[1] for answer in self._answers)
         if self.lost:
-            self._out.zero_()
+            self._out = torch.zeros_like(self._out)
+        else:
+            self._guard(self._expect)
 
     def send(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> None:
         """Packs and sends what the worker needs for one layer; its answer is awaited by `collect`."""
@@ -69,30 +73,41 @@ class RemoteHeads:
         _C.heads_pack(q, self._pairs, self._group, self._q)
         _C.heads_pack(k, self._pairs, 1, self._k)
         _C.heads_pack(v, self._pairs, 1, self._v)
-        try:
-            self._receiving: Pending = self._link.post_recv(self._out, self._tag)
-            self._sending: Pending = self._link.isend(self._whole, self._tag)
-        except PeerLost:
-            self._lose()
+        self._guard(self._post)
 
     def collect(self, out: torch.Tensor) -> float:
         """Puts the answer where it belongs in out; zeros for a lost worker's pairs, whose rows the controller drops. Returns seconds waited."""
         began_s = time.perf_counter()
         if not self.lost:
-            try:
-                self._receiving.wait(self._patience_s)
-                self._sending.wait(self._patience_s)
-            except PeerLost:
-                self._lose()
+            self._guard(self._await)
         waited_s = time.perf_counter() - began_s
         _C.heads_unpack(self._out, self._pairs, self._group, out)
         return waited_s
 
-    def _lose(self) -> None:
-        """Nothing more is sent to the worker. The buffers change: gloo may still hold the old ones."""
-        self.lost = True
-        self._link.close()
-        self._out = torch.zeros_like(self._out)
+    def _expect(self) -> None:
+        self._coming: Pending = self._link.post_recv(self._next_out, self._tag)
+
+    def _post(self) -> None:
+        self._sending: Pending = self._link.isend(self._whole, self._tag)
+
+    def _await(self) -> None:
+        """Waits for one answer; the next one is expected before, as long as there is time."""
+        coming = self._coming
+        self._out, self._next_out = self._next_out, self._out
+        self._layers_left -= 1
+        if self._layers_left:
+            self._expect()
+        coming.wait(self._patience_s)
+        self._sending.wait(self._patience_s)
+
+    def _guard(self, use_link: Callable[[], None]) -> None:
+        """Notes the loss of the worker. Nothing more is sent to it, and buffers change: gloo may still hold the old ones."""
+        try:
+            use_link()
+        except PeerLost:
+            self.lost = True
+            self._link.close()
+            self._out = torch.zeros_like(self._out)
 
 
 class DispatchedAttention:

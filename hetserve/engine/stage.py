@@ -91,7 +91,7 @@ class PrimaryPart:
         for pool, remote in self._remotes.items():
             pairs = pool_pairs(seqs, rows, self._stage, pool)
             if len(pairs):
-                remote.begin(pairs, patience_s(rows.predicted_s))
+                remote.begin(pairs, self.model.last - self.model.first, patience_s(rows.predicted_s))
                 remotes.append(remote)
         if self._is_first:
             self._settle_tokens(seqs, rows)

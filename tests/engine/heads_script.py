@@ -80,8 +80,7 @@ class Workers:
         self.channels = make_channels(plan, folder, private, in_process)
         for channel in self.channels.values():
             channel.start(self.inbox.put)
-        for channel in self.channels.values():
-            channel.ready()
+        self.ready = {device: channel.ready() for device, channel in self.channels.items()}
         group = self.layout[0]
         self.home = np.repeat([stage.first_pool for stage in group.stages], self.heads).astype(np.int32)
         self.free = [list(range(pool.pages)) for stage in group.stages for pool in stage.pools]
@@ -215,11 +214,11 @@ class Script:
         self.moved += 1
 
 
-def answers_alone(folder: Path, private: Path) -> list[list[int]]:
+def answers_alone(folder: Path, private: Path, **changes) -> list[list[int]]:
     """Every prompt by itself on one device."""
     answers = []
     spec = load_model(folder)
-    workers = Workers(make_plan(spec, [[(spec.layers, "a")]]), folder, private, True)
+    workers = Workers(make_plan(spec, [[(spec.layers, "a")]], **changes), folder, private, True)
     try:
         for prompt in PROMPTS:
             answers += Script(workers, [prompt], NEW_TOKENS, 0).run()

@@ -29,7 +29,8 @@ def alone(folder, tmp_path_factory):
 
 @pytest.mark.parametrize("layout", ["two workers", "two stages that hold each other's heads"])
 def test_the_same_with_processes(folder, alone, tmp_path, layout):
-    tokens, script = run_script(folder, tmp_path, layout, 3, in_process=False)
+    tokens, script = run_script(folder, tmp_path, layout, 3, in_process=False, isa=(("b", "avx2"),))
+    assert script.workers.ready["b"].isa == "avx2"
     assert tokens == alone
     assert script.moved > 5
 
