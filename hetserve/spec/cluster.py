@@ -144,9 +144,9 @@ def parse_cluster(data: dict[str, Any], host: Host, where: str) -> Cluster:
         UnsupportedError: a kind of device this version has no engine for.
     """
     file = build(_File, data, where)
+    _check_nodes(file.node, file.device, where)
     devices = tuple(_device(declared, host, where) for declared in file.device)
     _check_apart(devices, where)
-    _check_nodes(file.node, devices, where)
     _check_links(file.link, devices, where)
     return Cluster(file.cluster.name, resolve_cores(file.cluster.control_cores, host, where), devices, file.node, file.link)
 
@@ -249,7 +249,7 @@ def _check_apart(devices: tuple[Device, ...], where: str) -> None:
                 raise SpecError(f"{where}: core {core} belongs to both {other.name!r} and {device.name!r}", "only stretched devices share cores")
 
 
-def _check_nodes(nodes: tuple[Node, ...], devices: tuple[Device, ...], where: str) -> None:
+def _check_nodes(nodes: tuple[Node, ...], devices: tuple[_Device, ...], where: str) -> None:
     names = [node.name for node in nodes]
     for name in names:
         if names.count(name) > 1:
