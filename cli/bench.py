@@ -142,7 +142,8 @@ def bench(**given: Any) -> None:
 
     With --system, or several baselines, systems are planned for the cluster's budgets and compared in one table. Baselines are then this
     engine's systems (results call them NAME-policy), vllm (on the cluster's first device), vllm-replicas (on every device it fits, requests
-    dealt by measured speed) and vllm-all (all cores, uncapped: other hardware, for scale). A name may carry flags of `hetserve plan`.
+    dealt by measured speed) and vllm-all (all cores, uncapped: other hardware, for scale). A name may carry options of its
+    planner: `hetis heads=paper theta=0.25`.
     """
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that servers are stopped on the way out
     from .bench_table import render, render_many
@@ -151,7 +152,7 @@ def bench(**given: Any) -> None:
     screen = Screen(flags.as_json)
     with _log_folder() as logs:
         results = _run(flags, screen, logs)
-    if flags.many:
+    if "memory_scale" in results[0]["protocol"]:
         render_many(results, screen)
     else:
         render(results[0], latencies(flags), numbers(flags.metric_percentiles), screen)

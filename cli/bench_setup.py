@@ -119,7 +119,11 @@ class Flags:
     @property
     def many(self) -> bool:
         """Whether systems are planned here and compared on one cluster's budgets; otherwise it is this engine, alone or beside one vLLM."""
-        return self.system is not None or self.memory_scale is not None or self.baseline not in (None, "vllm")
+        from hetserve.spec.load import load_cluster
+
+        if self.system is not None or self.memory_scale is not None or self.baseline not in (None, "vllm"):
+            return True
+        return self.url is None and self.plan is None and len(load_cluster(self.cluster).devices) > 1
 
     @property
     def pairs_each(self) -> int:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -33,16 +33,16 @@ VLLM_BLOCK_TOKENS = 128  # windows are cut to whole blocks of vLLM, so that equa
 
 @dataclass(frozen=True)
 class Asked:
-    """One item of --system or --baseline: `hetis --heads paper` is the system hetis, planned with that flag.
+    """One item of --system or --baseline: `hetis heads=paper` is the system hetis, planned with that option.
 
     Attributes:
         label: what results call it; our own systems as baselines end in -policy.
-        planning: more flags for `hetserve plan`.
+        planning: fields of `hetserve.planner.options.Options`, and their values.
     """
 
     label: str
     name: str
-    planning: tuple[str, ...] = ()
+    planning: tuple[tuple[str, Any], ...] = ()
 
     @property
     def own(self) -> bool:
@@ -73,13 +73,34 @@ def asked_for(text: str, baseline: bool) -> list[Asked]:
         elif not baseline:
             raise UsageError(f"--system takes a system of this engine, not {name!r}.", hint="the real vLLM is a --baseline")
         elif planning:
-            raise UsageError(f"{name} is not planned here and takes no flags, got {' '.join(planning)!r}.", hint="--baseline-args is for vLLM")
+            raise UsageError(f"{name} is not planned here and takes no options, got {' '.join(planning)!r}.", hint="--baseline-args is for vLLM")
         own = baseline and name not in VLLM_KINDS
-        found.append(Asked(" ".join([f"{name}-policy" if own else name, *planning]), name, tuple(planning)))
+        label = " ".join([f"{name}-policy" if own else name, *planning])
+        found.append(Asked(label, name, tuple(planning_option(word, name) for word in planning)))
     labels = [one.label for one in found]
     if len(set(labels)) < len(labels):
         raise UsageError(f"'{text}' names a system twice.")
     return found
+
+
+def planning_option(word: str, of: str) -> tuple[str, Any]:
+    """A planner's option and its value, from `heads=paper` or `theta=none`.
+
+    Raises:
+        UsageError: no such option, or not such a value.
+    """
+    from hetserve.planner.options import Options
+
+    key, _, text = word.partition("=")
+    known = {name: getattr(Options(), name) for name in ("heads", "theta", "delta", "max_seqs", "max_step_tokens", "steps_in_flight", "max_waiting")}
+    if key not in known or not text:
+        raise UsageError(f"'{word}' after {of} is no option of its planner.", hint=f"KEY=VALUE, with KEY one of {', '.join(known)}")
+    if key == "theta" and text == "none":
+        return key, None
+    try:
+        return key, type(known[key])(text)
+    except ValueError:
+        raise UsageError(f"'{word}' after {of} has no {type(known[key]).__name__}.") from None
 
 
 def scales(text: str) -> tuple[float, ...]:
@@ -149,7 +170,7 @@ def own_system(one: Asked, plan: Plan, setup: Setup, folder: Path, extra: str) -
     facts = {
         "server_command": shlex.join(launch.command),
         "system": one.name,
-        "planning": list(one.planning),
+        "planning": dict(one.planning),
         "plan": plan.hash,
         "kv_bytes": sum(pool.pages * pool.page_bytes for group in plan.groups for stage in group.stages for pool in stage.pools),
         "layout": layout(plan),
@@ -266,8 +287,7 @@ def planner_of(spec: ModelSpec, dtype: str, workload: Workload | None = None, pr
     from hetserve.systems import system
 
     def make(one: Asked, cluster: Cluster, longest: int) -> Plan:
-        if one.planning:
-            raise UsageError(f"{one.name} takes no flags here, got {' '.join(one.planning)!r}.")
-        return system(one.name).planner(cluster, spec, workload, Options(dtype=dtype, max_model_len=longest, profile=profile))
+        options = Options(dtype=dtype, max_model_len=longest, profile=profile)
+        return system(one.name).planner(cluster, spec, workload, replace(options, **dict(one.planning)))
 
     return make

@@ -86,7 +86,7 @@ def test_each_baseline_is_compared_in_pairs_of_its_own(faked: Any, model: Path, 
 
 def test_a_baseline_that_fails_is_a_line_and_not_the_end(faked: Any, model: Path, two: str) -> None:
     faked.faults = {"uniform-policy": "status"}
-    arguments = ["--system", "uniform", "--baseline", "uniform,vllm-all", "--cluster", two, "--model", str(model), *SMALL, "--pairs", "1"]
+    arguments = ["--baseline", "uniform,vllm-all", "--cluster", two, "--model", str(model), *SMALL, "--pairs", "1"]
     said = run(*arguments).stdout
     assert "uniform-policy: not run: No request to uniform-policy completed" in said
     assert (
@@ -148,9 +148,11 @@ def test_replicas_are_pinned_capped_and_get_what_their_budget_leaves(model: Path
 
 def test_names_scales_and_the_window() -> None:
     assert [one.label for one in asked_for("vllm, uniform", baseline=True)] == ["vllm", "uniform-policy"]
-    (one,) = asked_for("uniform --max-num-seqs 8", baseline=True)
-    assert (one.label, one.planning) == ("uniform-policy --max-num-seqs 8", ("--max-num-seqs", "8"))
-    for text, baseline in (("vllm", False), ("unifrom", True), ("uniform,uniform", True), ("vllm --fast", True)):
+    one, other = asked_for("hetis heads=paper theta=none,uniform max_seqs=8", baseline=True)
+    assert (one.label, one.planning) == ("hetis-policy heads=paper theta=none", (("heads", "paper"), ("theta", None)))
+    assert (other.label, other.planning) == ("uniform-policy max_seqs=8", (("max_seqs", 8),))
+    wrong = ("unifrom", "uniform,uniform", "vllm heads=paper", "hetis head=paper", "hetis theta=much", "hetis theta")
+    for text, baseline in (("vllm", False), *((one, True) for one in wrong)):
         with pytest.raises(HetserveError):
             asked_for(text, baseline)
     assert scales("1,2,0.5") == (1.0, 2.0, 0.5)
@@ -171,3 +173,8 @@ def test_results_name_no_local_folder() -> None:
     value = {"a": ["/home/me/src/hetserve/x.py --plan /home/me/p.json", 3], "b": "/home/meadow", "c": {"d": "at '/home/me'", "e": None}}
     cleaned = without_local_paths(value, Path("/home/me"), Path("/home/me/src/hetserve"))
     assert cleaned == {"a": ["./x.py --plan ~/p.json", 3], "b": "/home/meadow", "c": {"d": "at '~'", "e": None}}
+
+
+def test_a_cluster_of_several_devices_is_always_planned_for(two: str, model: Path) -> None:
+    with pytest.raises(UsageError, match="--kv-memory is not for systems planned here"):  # as --system would say
+        run("--cluster", two, "--model", str(model), "--kv-memory", "1GiB")
