@@ -69,7 +69,6 @@ def config_from_plan(plan: Plan) -> ControllerConfig:
     Raises:
         UnsupportedError: it needs what this version's runtime does not have yet.
     """
-    _require_real(plan)
     _require_roles(plan)
     costs = Costs(plan.model.shape, plan.model.dtype, plan.cluster, plan.profile)
     return ControllerConfig(
@@ -97,16 +96,6 @@ def _stage(stage: Stage, costs: Costs) -> StageConfig:
         sender = None if pool.device == primary else primary
         pools.append(PoolConfig(pool.device, pool.pages, costs.head_cost(pool.device, stage.layers, sender)))
     return StageConfig(stage.layers, tuple(pools), costs.stage_cost(primary, stage.layers, stage.weights))
-
-
-def _require_real(plan: Plan) -> None:
-    """Devices slowed down and links enforced on purpose are declared already; nothing acts on them yet."""
-    stretched = [device.name for device in plan.cluster.devices if device.stretch is not None]
-    emulated = [f"{link.source} to {link.target}" for link in plan.cluster.links if link.emulate]
-    if stretched:
-        raise UnsupportedError(f"devices {', '.join(stretched)} have a stretch, which this version does not run", "leave `stretch` out")
-    if emulated:
-        raise UnsupportedError(f"links {', '.join(emulated)} are to be emulated, which this version does not do", "leave `emulate` out")
 
 
 def _require_roles(plan: Plan) -> None:

@@ -179,6 +179,8 @@ def make_channels(plan: Plan, folder: Path, private: Path, in_process: bool, doo
             max_seqs=plan.limits.max_seqs,
             max_model_len=plan.limits.max_model_len,
             meeting=meeting,
+            stretch=device.stretch,
+            slowed=tuple(link for link in plan.cluster.links if link.emulate and link.source == name),
             address=door.host if door is not None and joining else "127.0.0.1",
         )
         if in_process:

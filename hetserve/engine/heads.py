@@ -14,6 +14,7 @@ from hetserve import _C
 from hetserve.control.messages import Int32s
 from hetserve.engine.attention import KvMemory, LocalAttention, pair_items
 from hetserve.engine.sequences import Rows, Sequences
+from hetserve.engine.stretch import stretched
 from hetserve.engine.transport.link import Link, PeerLost, Pending
 from hetserve.spec.model import ModelSpec
 
@@ -145,15 +146,19 @@ class AttentionPart:
         memory: its pool.
         stage, layers: whose head groups it may hold.
         link, tag: where the stage's primary is reached.
+        stretch: how many times slower it is made.
     """
 
-    def __init__(self, memory: KvMemory, spec: ModelSpec, stage: int, layers: tuple[int, int], link: Link, tag: int) -> None:
+    def __init__(
+        self, memory: KvMemory, spec: ModelSpec, stage: int, layers: tuple[int, int], link: Link, tag: int, stretch: float = 1.0
+    ) -> None:
         self.memory = memory
         self._spec = spec
         self._stage = stage
         self._layers = layers
         self._link = link
         self._tag = tag
+        self._stretch = stretch
         self._lost = False
         self._packets = (Packet(spec, memory.dtype), Packet(spec, memory.dtype))
         self._answer = Packet(spec, memory.dtype)
@@ -182,7 +187,8 @@ class AttentionPart:
             _, q, k, v = inputs[(layer - first) % 2]
             if layer + 1 < last:
                 receiving = self._link.post_recv(inputs[(layer + 1 - first) % 2][0], self._tag)
-            attend(layer, q, k, v, out)
+            with stretched(self._stretch):
+                attend(layer, q, k, v, out)
             sending = self._link.isend(out, self._tag)
         if sending is not None:
             sending.wait(PRIMARY_S)

@@ -53,6 +53,7 @@ def serve_steps(config: WorkerConfig, wanted: Callable[[], bool], steps: zmq.Soc
     import torch
 
     from hetserve import _C
+    from hetserve.engine.slack import without_slack
     from hetserve.engine.traced import notes_of, traced
     from hetserve.engine.transport.gloo import GlooLinks
     from hetserve.engine.worker import Worker
@@ -68,7 +69,7 @@ def serve_steps(config: WorkerConfig, wanted: Callable[[], bool], steps: zmq.Soc
     _C.set_threads(len(config.cores))
     loaded = threading.Event()
     threading.Thread(target=_leave_if_unwanted, args=(wanted, loaded), name="orphan", daemon=True).start()
-    with torch.inference_mode():
+    with torch.inference_mode(), without_slack() if config.stretch else nullcontext():
         links = GlooLinks(config.meeting, config.device, config.address)
         notes = notes_of(config)
         connect = links.connect if notes is None else traced(links.connect, notes)

@@ -16,6 +16,7 @@ from hetserve.engine.model.batch import StepBatch
 from hetserve.engine.model.decoder import Model
 from hetserve.engine.sampler import sample
 from hetserve.engine.sequences import Rows, Sequences
+from hetserve.engine.stretch import StretchedPass
 from hetserve.engine.transport.link import HEADS, HIDDEN, LOSSES, TOKENS, Link, PeerLost, Pending, make_tag
 from hetserve.engine.wire import StepResult, TokenLogprobs, WorkerConfig, patience_s
 from hetserve.spec.model import ModelSpec
@@ -47,6 +48,7 @@ class PrimaryPart:
         own = layout.stages[stage]
         self._spec = spec
         self._dtype = DTYPES[config.dtype]
+        self._stretch = config.stretch
         self._group, self._stage, self._layout = group, stage, layout
         self.model = Model(spec, config.model_folder, own.weights, own.layers, config.max_model_len)
         self.memory = KvMemory(own.layers, own.pools[0].pages, config.page_tokens, spec.head_dim, config.dtype)
@@ -70,13 +72,19 @@ class PrimaryPart:
         batch, attend = self._prepare(seqs, rows)
         ready_s = time.perf_counter()
         hidden = self._receive_hidden(rows)
+        forward = self.model.forward if self._is_last else self.model.forward_hidden
+        if self._stretch is None:
+            out = forward(batch, attend, hidden)
+        else:
+            slowed = StretchedPass(attend, self._stretch)
+            out = forward(batch, slowed, hidden)
+            slowed.finish()
         if not self._is_last:
-            self._send_hidden(self.model.forward_hidden(batch, attend, hidden))
+            self._send_hidden(out)
             self._expect_tokens(seqs, rows)
             return None
-        logits = self.model.forward(batch, attend, hidden)
         passed_s = time.perf_counter()
-        tokens, logprobs = self._sample(logits, seqs, rows.sampled)
+        tokens, logprobs = self._sample(out, seqs, rows.sampled)
         end_s = time.perf_counter()
         parts_s = {"prepare": ready_s - begin_s, "model": passed_s - ready_s, "sample": end_s - passed_s, "remote": attend.waited_s}
         self._note_lost()

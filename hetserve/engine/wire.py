@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 from hetserve.control.codec import Codec
 from hetserve.control.messages import Int32s, MoveKv, RunStep
+from hetserve.spec.cluster import Link as DeclaredLink
+from hetserve.spec.cluster import Stretch
 
 PATIENCE = 10.0  # a peer may take this many times the predicted step time ...
 PATIENCE_MIN_S = 5.0  # ... and never less than this, before it counts as frozen (DESIGN section 9)
@@ -74,6 +76,8 @@ class WorkerConfig:
     max_seqs: int
     max_model_len: int
     meeting: str  # where the workers' connections find each other: a folder, or tcp://HOST:PORT of a torch TCPStore
+    stretch: Stretch | None = None  # sleeps so much; its results are emulated
+    slowed: tuple[DeclaredLink, ...] = ()  # links from this device that are to be no better than declared
     address: str = "127.0.0.1"  # of the interface on which this worker's peers reach it
 
     def peers(self) -> tuple[str, ...]:

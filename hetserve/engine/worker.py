@@ -16,6 +16,7 @@ from hetserve.engine.mover import Mover
 from hetserve.engine.sequences import Sequences
 from hetserve.engine.stage import PrimaryPart
 from hetserve.engine.transport.link import HEADS, MOVES, STEPS, Connect, Link, make_tag
+from hetserve.engine.transport.paced import PacedLink
 from hetserve.engine.wire import MoveResult, StepResult, WorkerConfig
 from hetserve.spec.model import ModelSpec
 
@@ -48,9 +49,11 @@ class Worker:
         self._spec = spec
         self._report = report
         self._links: dict[str, dict[str, Link]] = {STEPS: {}, MOVES: {}}
+        slowed = {link.target: link for link in config.slowed}
         for peer in config.peers():  # in alphabetical order of pairs, seen from everybody: nobody waits in a circle
             for plane, links in self._links.items():
-                links[peer] = connect(peer, plane)
+                link = connect(peer, plane)
+                links[peer] = PacedLink(link, slowed[peer].latency_s, slowed[peer].bytes_per_s) if peer in slowed else link
         self._memories: dict[tuple[int, int], KvMemory] = {}
         self.weight_bytes = 0  # of all parts
         self._groups = {number: self._load(number) for number, group in enumerate(config.groups) if config.device in group.devices}
@@ -108,8 +111,9 @@ class Worker:
                     self.weight_bytes += primary.model.weight_bytes
                     group.parts.append(primary)
                 else:
+                    slower = config.stretch.attention if config.stretch else 1.0
                     memory = KvMemory(one.layers, pool.pages, config.page_tokens, self._spec.head_dim, config.dtype)
                     self._memories[number, place] = memory
-                    part = AttentionPart(memory, self._spec, stage, one.layers, links[one.primary], make_tag(HEADS, number, stage))
+                    part = AttentionPart(memory, self._spec, stage, one.layers, links[one.primary], make_tag(HEADS, number, stage), slower)
                     group.parts.append((part, stage, place))
         return group
