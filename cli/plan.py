@@ -42,27 +42,36 @@ def plan(model: Path | None, output: Path | None, schema: bool, as_json: bool, *
 
 
 def _render(made: Plan, screen: Screen) -> None:
-    from hetserve.cost.rates import device_rates
-    from hetserve.cost.roofline import Roofline
-
     shape, dtype = made.model.shape, made.model.dtype
     rows = []
     for number, group in enumerate(made.groups):
         for stage in group.stages:
             for pool in stage.pools:
-                role = "primary" if pool.device in stage.primary else "attention"
+                role = f"primary, {stage.weights}" if pool.device in stage.primary else "attention"
                 tokens = pool.pages // shape.kv_heads * made.page_tokens
                 size_mib = pool.pages * pool.page_bytes / MIB
                 first, last = stage.layers
                 rows.append((number, group.role, f"{first} to {last - 1}", pool.device, role, f"{pool.pages:,}", f"{size_mib:,.0f}", f"{tokens:,}"))
     title = f"{shape.name} in {dtype} on cluster {made.cluster.name}, system {made.system}"
     screen.table(title, ["group", "role", "layers", "device", "worker", "pages", "KV MiB", "tokens"], rows, right=(5, 6, 7))
-    device = made.cluster.device(made.groups[0].stages[0].primary[0])
-    cost = Roofline(shape, dtype, device_rates(device, dtype))
-    limits = made.limits
-    screen.say(f"weights {cost.weight_bytes() / MIB:,.0f} MiB, at most {limits.max_seqs} sequences of {limits.max_model_len:,} tokens at once")
-    step = cost.step_cost()
-    decode_s, prefill_s = step.step_s(32, 32, 32 * 1024, 0.0), step.step_s(1024, 1, 0, 1024 * 512.0)
-    screen.say(
-        f"predicted: decode of 32 x 1,024 tokens {decode_s * 1e3:,.0f} ms a step, prefill of 1,024 tokens {prefill_s * 1e3:,.0f} ms ({cost.source})"
-    )
+    for note in made.notes:
+        screen.say(note)
+    limits, online = made.limits, made.online
+    theta = "never placed anew" if online.theta is None else f"placed anew beyond {online.theta:.0%} of drift"
+    screen.say(f"at most {limits.max_seqs} sequences of {limits.max_model_len:,} tokens at once; head groups {online.heads}, {theta}")
+    _predict(made, screen)
+
+
+def _predict(made: Plan, screen: Screen) -> None:
+    """Steps of each stage's primary, as the costs see them."""
+    from hetserve.cost.costs import Costs
+
+    costs = Costs(made.model.shape, made.model.dtype, made.cluster, made.profile)
+    for stage in (stage for group in made.groups for stage in group.stages):
+        (device,) = stage.primary
+        step, weights = costs.stage_cost(device, stage.layers, stage.weights), costs.weight_bytes(stage.layers, stage.weights)
+        decode_s, prefill_s = step.step_s(32, 32, 32 * 1024, 0.0), step.step_s(1024, 1, 0, 1024 * 512.0)
+        screen.say(
+            f"{device}: weights {weights / MIB:,.0f} MiB; predicted: decode of 32 x 1,024 tokens {decode_s * 1e3:,.0f} ms a step, "
+            f"prefill of 1,024 tokens {prefill_s * 1e3:,.0f} ms ({step.source})"
+        )

@@ -9,20 +9,55 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from hetserve.errors import UsageError
+from hetserve.planner.options import TYPICAL, Options
+from hetserve.spec.plan import HEADS
 
 if TYPE_CHECKING:
+    from hetserve.spec.model import ModelSpec
     from hetserve.spec.plan import Plan
 
+SYSTEM = "uniform"
+CLUSTER = "cpu"
+
+
+class _Theta(click.ParamType):
+    """A positive number, or off."""
+
+    name = "number or off"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        if value == "off":
+            return float("inf")
+        try:
+            theta = float(value)
+        except ValueError:
+            self.fail(f"{value!r} is neither a number nor off", param, ctx)
+        return theta
+
+
+def _lengths(what: str, default: float) -> str:
+    return f"Mean {what} of the load the plan is made for, tokens  [default: {default:g}]"
+
+
+# No defaults of click's own: a flag that was not given must not contradict a plan file.
 OPTIONS = (
-    click.option("--system", default="uniform", show_default=True, help="Whose planner makes the plan, and whose policies run it."),
-    click.option("--cluster", default="cpu", show_default=True, help="A file in workloads/clusters, by name or path."),
+    click.option("--system", help=f"Whose planner makes the plan, and whose policies run it  [default: {SYSTEM}]"),
+    click.option("--cluster", help=f"A file in workloads/clusters, by name or path  [default: {CLUSTER}]"),
     click.option("--dtype", type=click.Choice(["auto", "bfloat16", "float32"]), default="auto", show_default=True, help="Of weights and KV cache."),
-    click.option("--kv-memory", help="Memory for KV pages, as '4 GiB'  [default: what the device has left, on a CPU at most 4 GiB]"),
-    click.option("--max-model-len", type=click.IntRange(2), help="Prompt and answer together, tokens  [default: the model's, or what fits]"),
-    click.option("--max-num-seqs", type=click.IntRange(1), default=256, show_default=True, help="Sequences running at once."),
-    click.option("--max-num-batched-tokens", type=click.IntRange(1), default=1024, show_default=True, help="Tokens of one step."),
-    click.option("--max-waiting", type=click.IntRange(1), default=4096, show_default=True, help="Waiting requests; more are turned away."),
-    click.option("--steps-in-flight", type=click.IntRange(1, 2), default=2, show_default=True, help="Steps sent ahead of their results."),
+    click.option(
+        "--kv-memory", "--kv-cache-memory-bytes", help="Memory for KV pages, as '4 GiB'  [default: what a device has left, on a CPU at most 4 GiB]"
+    ),
+    click.option("--max-model-len", type=click.IntRange(1), help="Prompt and answer together, tokens  [default: the model's, or what fits]"),
+    click.option("--max-num-seqs", type=click.IntRange(1), help=f"Sequences running at once  [default: {Options.max_seqs}]"),
+    click.option("--max-num-batched-tokens", type=click.IntRange(1), help=f"Tokens of one step  [default: {Options.max_step_tokens}]"),
+    click.option("--max-waiting", type=click.IntRange(1), help=f"Waiting requests; more are turned away  [default: {Options.max_waiting}]"),
+    click.option("--steps-in-flight", type=click.IntRange(1, 2), help=f"Steps sent ahead of their results  [default: {Options.steps_in_flight}]"),
+    click.option("--profile", type=click.Path(dir_okay=False, path_type=Path), help="What `hetserve profile` measured of this cluster and model."),
+    click.option("--delta", type=click.FloatRange(0), help=f"hetis: what leaving products to fewer devices may cost  [default: {Options.delta}]"),
+    click.option("--heads", type=click.Choice(HEADS), help="hetis: how head groups are placed  [default: exact]"),
+    click.option("--theta", type=_Theta(), help=f"hetis: drift at which a running request is placed anew, or off  [default: {Options.theta}]"),
+    click.option("--mean-input-len", type=click.FloatRange(1), help=_lengths("prompt", TYPICAL.input_tokens)),
+    click.option("--mean-output-len", type=click.FloatRange(1), help=_lengths("answer", TYPICAL.output_tokens)),
 )
 MODEL_OPTION = click.option("--model", type=click.Path(path_type=Path), help="A Hugging Face model folder.")
 
@@ -40,23 +75,47 @@ def make_plan(model: Path | None, given: dict[str, Any]) -> Plan:
     Raises:
         UsageError: no model; SpecError, ModelError, ResourceError, UnsupportedError: what cannot be.
     """
-    from hetserve.planner.options import Options
-    from hetserve.spec.cluster import parse_bytes
-    from hetserve.spec.load import load_cluster, load_model
+    from hetserve.spec.load import load_model
     from hetserve.systems import system
 
-    row = system(given.pop("system"))
-    kv_memory, dtype = given.pop("kv_memory"), given.pop("dtype")
-    options = Options(
-        dtype="" if dtype == "auto" else dtype,
-        kv_memory_bytes=parse_bytes(kv_memory, "--kv-memory") if kv_memory else 0,
-        max_model_len=given.pop("max_model_len") or 0,
-        max_seqs=given.pop("max_num_seqs"),
-        max_step_tokens=given.pop("max_num_batched_tokens"),
-        steps_in_flight=given.pop("steps_in_flight"),
-        max_waiting=given.pop("max_waiting"),
-    )
-    cluster = load_cluster(given.pop("cluster"))
+    system(given["system"] or SYSTEM)  # a misspelt one is said before a missing model
     if model is None:
         raise UsageError("A plan is for a model, and none was named.", "--model FOLDER; `hetserve model make tiny` writes one to try")
-    return row.planner(cluster, load_model(model), None, options)
+    return plan_of(load_model(model), given)
+
+
+def plan_of(spec: ModelSpec, given: dict[str, Any]) -> Plan:
+    """The plan of a model that is loaded already; as `make_plan`."""
+    from hetserve.spec.cluster import parse_bytes
+    from hetserve.spec.load import load_cluster
+    from hetserve.systems import system
+
+    kv_memory, dtype = given.pop("kv_memory"), given.pop("dtype")
+    fixed = {
+        "dtype": "" if dtype == "auto" else dtype,
+        "kv_memory_bytes": parse_bytes(kv_memory, "--kv-memory") if kv_memory else None,
+        "max_model_len": given.pop("max_model_len"),
+        "max_seqs": given.pop("max_num_seqs"),
+        "max_step_tokens": given.pop("max_num_batched_tokens"),
+        "steps_in_flight": given.pop("steps_in_flight"),
+        "max_waiting": given.pop("max_waiting"),
+    }
+    row, cluster = system(given.pop("system") or SYSTEM), load_cluster(given.pop("cluster") or CLUSTER)
+    chosen, workload = _planning(given)
+    return row.planner(cluster, spec, workload, Options(**{name: value for name, value in fixed.items() if value is not None}, **chosen))
+
+
+def _planning(given: dict[str, Any]) -> tuple[dict[str, Any], Any]:
+    from hetserve.spec.load import load_profile
+    from hetserve.spec.workload import Workload
+
+    profile, theta = given.pop("profile"), given.pop("theta")
+    named = {"delta": given.pop("delta"), "heads": given.pop("heads"), "theta": theta, "profile": profile and load_profile(profile)}
+    chosen = {name: value for name, value in named.items() if value is not None}
+    if theta == float("inf"):
+        chosen["theta"] = None
+    prompt, answer = given.pop("mean_input_len"), given.pop("mean_output_len")
+    workload = None
+    if prompt or answer:
+        workload = Workload(prompt or TYPICAL.input_tokens, answer or TYPICAL.output_tokens)
+    return chosen, workload

@@ -13,7 +13,8 @@ import click
 
 from hetserve.engine.server.limits import Limits
 from hetserve.errors import UsageError
-from hetserve.planner.options import Options
+
+from .plan_options import plan_of, plan_options
 
 if TYPE_CHECKING:
     from hetserve.engine.engine import Engine
@@ -39,21 +40,11 @@ def _limit(flag: str, field: str, kind: click.ParamType, what: str) -> Any:
 @click.command()
 @click.argument("model")
 @click.option("--plan", type=_file, help="A plan file (`hetserve plan`)  [default: the uniform plan for --cluster]")
-@click.option("--system", help="Whose planner makes the plan, and whose policies run it  [default: uniform, or the plan's]")
-@click.option("--cluster", help="A file in workloads/clusters, by name or path  [default: cpu]")
+@plan_options
 @click.option("--host", default="127.0.0.1", show_default=True, help="Where to listen. Anything but loopback lets other machines in.")
 @click.option("--port", type=click.IntRange(0, 65535), default=8000, show_default=True, help="0 takes a free one.")
 @click.option("--served-model-name", multiple=True, help="The model's name in requests; may be given several times  [default: the folder's name]")
 @click.option("--api-key", multiple=True, envvar="HETSERVE_API_KEY", help="Only requests with this key are served (also $HETSERVE_API_KEY).")
-@click.option("--dtype", type=click.Choice(["auto", "bfloat16", "float32"]), default="auto", show_default=True, help="Of weights and KV cache.")
-@click.option("--max-model-len", type=_count, help="Prompt and answer together, tokens  [default: the model's, or what the KV memory holds]")
-@click.option("--kv-memory", "--kv-cache-memory-bytes", "kv_memory", help="Memory for the KV cache, such as 4GiB or a number of bytes.")
-@click.option("--max-num-seqs", type=_count, help=f"Sequences that run at once  [default: {Options.max_seqs}]")
-@click.option(
-    "--max-num-batched-tokens", type=_count, help=f"Tokens of one step, decoding and prefill together  [default: {Options.max_step_tokens}]"
-)
-@click.option("--steps-in-flight", type=click.IntRange(1, 2), help=f"How many steps the worker is kept ahead  [default: {Options.steps_in_flight}]")
-@click.option("--max-waiting", type=_count, help=f"Requests that may wait; more are answered 429  [default: {Options.max_waiting}]")
 @click.option("--timeline", type=_file, help="Write the whole run there as a Chrome trace (chrome://tracing, Perfetto), once it has stopped.")
 @click.option("--live", is_flag=True, help="Show placement, cache and load of each device (on a terminal).")
 @click.option("--journal", type=_file, help="Record every event and command there, for `hetserve replay`.")
@@ -166,32 +157,26 @@ def _say_ready(screen: Screen, plan: Plan, url: str, name: str) -> None:
 
 def _plan(spec: ModelSpec, given: dict[str, Any]) -> Plan:
     """The plan from its file, or made here."""
-    from hetserve.spec.cluster import parse_bytes, require_cores
-    from hetserve.spec.load import load_cluster, load_plan, this_host
-    from hetserve.systems import system
+    from hetserve.spec.cluster import require_cores
+    from hetserve.spec.load import load_plan, this_host
 
-    kv_bytes = parse_bytes(given["kv_memory"], "--kv-memory") if given["kv_memory"] else 0
-    if given["plan"] is not None:
-        plan = load_plan(given["plan"])
-        _require_agreement(plan, given, kv_bytes)
+    if given["plan"] is None:
+        plan = plan_of(spec, given)
     else:
-        chosen = {
-            "dtype": "" if given["dtype"] == "auto" else given["dtype"],
-            "kv_memory_bytes": kv_bytes,
-            "max_model_len": given["max_model_len"],
-            "max_seqs": given["max_num_seqs"],
-            "max_step_tokens": given["max_num_batched_tokens"],
-            "steps_in_flight": given["steps_in_flight"],
-            "max_waiting": given["max_waiting"],
-        }
-        options = Options(**{name: value for name, value in chosen.items() if value is not None})
-        plan = system(given["system"] or "uniform").planner(load_cluster(given["cluster"] or "cpu"), spec, None, options)
+        plan = load_plan(given["plan"])
+        _require_agreement(plan, given)
     require_cores(plan.cluster, this_host())
     return plan
 
 
-def _require_agreement(plan: Plan, given: dict[str, Any], kv_bytes: int) -> None:
+def _require_agreement(plan: Plan, given: dict[str, Any]) -> None:
     """Raises UsageError for flags that contradict the plan."""
+    from hetserve.spec.cluster import parse_bytes
+
+    for name in ("profile", "delta", "heads", "theta", "mean_input_len", "mean_output_len"):
+        if given[name] is not None:
+            raise UsageError(f"--plan is made already, so --{name.replace('_', '-')} cannot be given too", "make another plan")
+    kv_bytes = parse_bytes(given["kv_memory"], "--kv-memory") if given["kv_memory"] else 0
     if given["cluster"] is not None:
         raise UsageError("--plan names its cluster already, so --cluster cannot be given too")
     planned = {

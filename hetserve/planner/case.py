@@ -27,6 +27,7 @@ class Case:
     options: Options
     costs: Costs
     _steps: dict[tuple[str, int, bool, str], StepCost] = field(default_factory=dict, repr=False, compare=False)
+    _bytes: dict[tuple[int, bool, bool, str], int] = field(default_factory=dict, repr=False, compare=False)
 
     @property
     def whole(self) -> tuple[int, int]:
@@ -49,8 +50,11 @@ class Case:
 
     def primary_room(self, device: str, layers: tuple[int, int], weights: str) -> int:
         """Bytes that weights and workspace of a stage leave for KV; may be negative."""
-        used = self.costs.weight_bytes(layers, weights) + self.costs.workspace_bytes(layers, self.options.max_step_tokens, self.options.max_seqs)
-        return self.device(device).memory_bytes - used
+        key = (layers[1] - layers[0], layers[0] == 0, layers[1] == self.model.layers, weights)
+        if key not in self._bytes:
+            workspace = self.costs.workspace_bytes(layers, self.options.max_step_tokens, self.options.max_seqs)
+            self._bytes[key] = self.costs.weight_bytes(layers, weights) + workspace
+        return self.device(device).memory_bytes - self._bytes[key]
 
     def attention_room(self, device: str) -> int:
         """Bytes an attention worker has for KV."""

@@ -43,6 +43,20 @@ def test_tables_for_people(run, folder) -> None:
     assert done.returncode == 0 and "SIMULATED" in done.stdout and "mean_ttft_ms" in done.stdout
 
 
+def test_every_system_plans_and_says_why(run, folder, tmp_path) -> None:
+    two = tmp_path / "two.toml"
+    devices = "".join(f'[[device]]\nname = "{name}"\nkind = "cpu"\ncores = [{core}]\nmemory = "64 MiB"\n' for core, name in enumerate(("one", "two")))
+    two.write_text(f'[cluster]\nname = "two"\ncontrol_cores = [0]\n{devices}')
+    for system in ("hetis", "replicas", "hexgen", "splitwise"):
+        flags = ("--cluster", str(two), "--system", system, "--heads", "dealt", "--theta", "off", "--delta", "0.1", "--mean-output-len", "20")
+        made = run("plan", "--model", str(folder), *flags, "--max-num-seqs", "8", "--json")
+        assert made.returncode == 0, made.stderr
+        plan = json.loads(made.stdout)
+        assert plan["system"] == system and any("one:" in note or "one layers" in note or "on one" in note for note in plan["notes"])
+        if system == "hetis":
+            assert plan["online"] == {"heads": "dealt", "theta": None}
+
+
 def test_the_schema_of_plans(run) -> None:
     done = run("plan", "--schema")
     assert json.loads(done.stdout)["$defs"]["Plan"]["properties"]["format"] == {"const": 1}
@@ -55,6 +69,9 @@ def test_the_schema_of_plans(run) -> None:
         (("plan", "--model", "nowhere"), 4, "a model is a folder"),
         (("plan", "--model", "FOLDER", "--system", "unifrom"), 2, "did you mean 'uniform'"),
         (("plan", "--model", "FOLDER", "--cluster", "cpo"), 3, "did you mean 'cpu'"),
+        (("plan", "--model", "FOLDER", "--theta", "of"), 2, "neither a number nor off"),
+        (("plan", "--model", "FOLDER", "--theta", "0"), 2, "positive"),
+        (("plan", "--model", "FOLDER", "--profile", "none.toml"), 3, "none.toml"),
         (("plan", "--model", "FOLDER", "--kv-memory", "1 GB"), 3, "GiB"),
         (("plan", "--model", "FOLDER", "--kv-memory", "900 TiB"), 5, "budget"),
         (("plan", "--model", "FOLDER", "--max-model-len", "300"), 5, "at most 256"),
