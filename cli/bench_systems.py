@@ -84,17 +84,20 @@ def asked_for(text: str, baseline: bool) -> list[Asked]:
 
 
 def planning_option(word: str, of: str) -> tuple[str, Any]:
-    """A planner's option and its value, from `heads=paper` or `theta=none`.
+    """A planner's option and its value, from `heads=paper`, `theta=none` or `profile=FILE`.
 
     Raises:
-        UsageError: no such option, or not such a value.
+        UsageError: no such option, or not such a value. SpecError: no such profile.
     """
     from hetserve.planner.options import Options
+    from hetserve.spec.load import load_profile
 
     key, _, text = word.partition("=")
+    if key == "profile" and text:
+        return key, load_profile(text)
     known = {name: getattr(Options(), name) for name in ("heads", "theta", "delta", "max_seqs", "max_step_tokens", "steps_in_flight", "max_waiting")}
     if key not in known or not text:
-        raise UsageError(f"'{word}' after {of} is no option of its planner.", hint=f"KEY=VALUE, with KEY one of {', '.join(known)}")
+        raise UsageError(f"'{word}' after {of} is no option of its planner.", hint=f"KEY=VALUE, with KEY one of {', '.join(known)}, profile")
     if key == "theta" and text == "none":
         return key, None
     try:
@@ -170,7 +173,7 @@ def own_system(one: Asked, plan: Plan, setup: Setup, folder: Path, extra: str) -
     facts = {
         "server_command": shlex.join(launch.command),
         "system": one.name,
-        "planning": dict(one.planning),
+        "planning": one.label.partition(" ")[2],
         "plan": plan.hash,
         "kv_bytes": sum(pool.pages * pool.page_bytes for group in plan.groups for stage in group.stages for pool in stage.pools),
         "layout": layout(plan),
