@@ -6,7 +6,8 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable
-from contextlib import ExitStack, contextmanager
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager, suppress
 from datetime import date
 from itertools import combinations
 from pathlib import Path
@@ -72,12 +73,23 @@ def measure_links(cluster: Cluster, model: ModelSpec, dtype: str, effort: Effort
 
 
 def measure_pair(pair: tuple[Device, Device], effort: Effort, tick: Callable[[], None]) -> tuple[LinkTask, LinkSamples]:
-    """Messages between two devices: what was exchanged, and how long it took."""
-    with tempfile.TemporaryDirectory(prefix="hetserve-profile-") as meeting, ExitStack() as stack:
+    """Messages between two devices: what was exchanged, and how long it took.
+
+    Raises:
+        WorkerError: one of the two processes failed; the other, which would wait for it, is ended.
+    """
+    with tempfile.TemporaryDirectory(prefix="hetserve-profile-") as meeting, ThreadPoolExecutor(1) as aside, ExitStack() as stack:
         tasks = [_link_task(pair, number, meeting, effort) for number in (0, 1)]
         first, second = (stack.enter_context(_child("link", task, task.device)) for task in tasks)
-        samples = first.samples(LinkSamples, tick)
-        second.samples(LinkSamples, lambda: None)
+        answering = aside.submit(second.samples, LinkSamples, lambda: None)
+        answering.add_done_callback(lambda done: first.end() if done.exception() else None)
+        try:
+            samples = first.samples(LinkSamples, tick)
+        except WorkerError:
+            if answering.done():
+                answering.result()  # it failed before
+            raise
+        answering.result()
     return tasks[0], samples
 
 
@@ -91,6 +103,9 @@ class _Child:
 
     def __init__(self, process: subprocess.Popen[str], said: Path, device: str) -> None:
         self._process, self._said, self._device = process, said, device
+
+    def end(self) -> None:
+        self._process.kill()
 
     def samples(self, kind: type[T], tick: Callable[[], None]) -> T:
         """What it measured, once it is done."""
@@ -114,8 +129,8 @@ def _child(what: str, task: DeviceTask | LinkTask, device: str) -> Any:
         process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=said, text=True)
         try:
             assert process.stdin is not None
-            process.stdin.write(msgspec.json.encode(task).decode())
-            process.stdin.close()
+            with suppress(BrokenPipeError), process.stdin as told:  # one that has ended already says why in the end
+                told.write(msgspec.json.encode(task).decode())
             yield _Child(process, Path(said.name), device)
         finally:
             process.kill()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -10,7 +12,7 @@ from hetserve.errors import WorkerError
 from hetserve.profile.attention import PROMPT_SHARE, chunk_pairs, page_table
 from hetserve.profile.dense import head_flops, layer_flops
 from hetserve.profile.rounds import LEAST_ROUNDS, interleaved
-from hetserve.profile.run import measure, ticks
+from hetserve.profile.run import measure, measure_pair, ticks
 from hetserve.profile.tasks import QUICK
 from hetserve.spec.cluster import Cluster, Device
 from hetserve.spec.load import load_profile, save_profile, this_host
@@ -53,6 +55,14 @@ def test_a_process_that_fails_is_told(tmp_path) -> None:
     cluster = Cluster("one", (0,), (Device("gone", "cpu", (missing,), "", 2**26),))
     with pytest.raises(WorkerError, match="'gone' failed"):
         measure(cluster, model("tiny"), "bfloat16", QUICK, lambda: None)
+
+
+@pytest.mark.parametrize("number", [0, 1])
+def test_neither_end_of_a_link_waits_for_one_that_fails(number) -> None:
+    ends = [Device(name, "cpu", HOST.cores[:1], "", 2**26) for name in ("a", "b")]
+    ends[number] = replace(ends[number], cores=(max(HOST.cores) + 4096,))
+    with pytest.raises(WorkerError, match=f"'{ends[number].name}' failed"):
+        measure_pair((ends[0], ends[1]), QUICK, lambda: None)
 
 
 def test_every_round_goes_through_all_points_and_slow_ones_stop_early() -> None:
