@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from itertools import combinations
 
 from hetserve.profile.fitted import bulk_rates, least_latency_s
-from hetserve.profile.run import measure_pair
+from hetserve.profile.run import measure_pair, require_here
 from hetserve.profile.tasks import Effort
 from hetserve.spec.cluster import Cluster, Link
 
@@ -36,7 +36,13 @@ class MeasuredLink:
 
 
 def measure_declared(cluster: Cluster, effort: Effort, tick: Callable[[], None]) -> tuple[MeasuredLink, ...]:
-    """Every declared link, measured; WorkerError if a measuring process fails."""
+    """Every declared link, measured.
+
+    Raises:
+        UnsupportedError: a device is on another node.
+        WorkerError: a measuring process failed.
+    """
+    require_here(cluster)
     found = []
     for pair in combinations(cluster.devices, 2):
         wanted = [link for ends in (pair, pair[::-1]) if (link := cluster.link(ends[0].name, ends[1].name))]

@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 import msgspec
 
 from hetserve import machine
-from hetserve.errors import WorkerError
+from hetserve.errors import UnsupportedError, WorkerError
 from hetserve.profile.child import TICK
 from hetserve.profile.fitted import device_profile, link_profiles
 from hetserve.profile.tasks import DeviceSamples, DeviceTask, Effort, LinkSamples, LinkTask, device_ticks
@@ -38,8 +38,10 @@ def measure(cluster: Cluster, model: ModelSpec, dtype: str, effort: Effort, tick
     """The profile of every device and link.
 
     Raises:
+        UnsupportedError: a device is on another node.
         WorkerError: a measuring process failed.
     """
+    require_here(cluster)
     devices = tuple(measure_device(device, model, dtype, effort, tick) for device in cluster.devices)
     links = measure_links(cluster, model, dtype, effort, tick)
     facts = machine.describe()
@@ -56,6 +58,13 @@ def measure(cluster: Cluster, model: ModelSpec, dtype: str, effort: Effort, tick
         links=links,
         commit=(facts["commit"] or "") + (" with changes" if facts["dirty"] else ""),
     )
+
+
+def require_here(cluster: Cluster) -> None:
+    """Raises UnsupportedError unless every device is this machine's."""
+    away = [device.name for device in cluster.devices if device.node]
+    if away:
+        raise UnsupportedError(f"devices {', '.join(away)} of cluster {cluster.name!r} are on other nodes, and only this machine can be measured")
 
 
 def measure_device(device: Device, model: ModelSpec, dtype: str, effort: Effort, tick: Callable[[], None]) -> DeviceProfile:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from hetserve.engine.model.recipes import RECIPES
-from hetserve.errors import WorkerError
+from hetserve.errors import UnsupportedError, WorkerError
 from hetserve.profile.attention import PROMPT_SHARE, chunk_pairs, page_table
 from hetserve.profile.dense import head_flops, layer_flops
 from hetserve.profile.rounds import LEAST_ROUNDS, interleaved
@@ -48,6 +48,12 @@ def test_a_cluster_is_measured_end_to_end(tmp_path) -> None:
         assert all(point.layer_s > 0 for one in device.dense for point in (*one.layer, *one.lm_head))
     assert [(one.source, one.target) for one in profile.links] == [("fast", "slow"), ("slow", "fast")]
     assert all(1e-6 < one.gamma_s * 1024 + one.beta_s < 1 and one.bytes_per_s > 1e6 for one in profile.links)
+
+
+def test_devices_of_other_nodes_are_not_measured_here() -> None:
+    cluster = Cluster("two", (0,), (Device("far", "cpu", (0,), "", 2**26, node="b"),))
+    with pytest.raises(UnsupportedError, match="far"):
+        measure(cluster, model("tiny"), "bfloat16", QUICK, lambda: None)
 
 
 def test_a_process_that_fails_is_told(tmp_path) -> None:
