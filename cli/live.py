@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from hetserve.engine.api import EngineApi
 
 PERIOD_S = 0.5
-BAR_CELLS = 20
+BAR_CELLS = 10
 
 
 @dataclass(frozen=True)
@@ -127,7 +127,8 @@ def _counts(now: Snapshot) -> str:
 def _bar(used: float, whole: float) -> str:
     share = used / whole if whole else 0.0
     full = round(share * BAR_CELLS)
-    return f"{'█' * full}{'░' * (BAR_CELLS - full)} {share:4.0%} of {whole:,.0f}"
+    bar = "█" * full + "░" * (BAR_CELLS - full)
+    return f"{share:4.0%} {bar} of {whole:,.0f}"
 
 
 def _load(part: Part, before: Snapshot | None, now: Snapshot) -> str:
