@@ -37,7 +37,7 @@ def shown(view: View, snapshot: object) -> str:
 def test_an_engines_parts_cache_and_load() -> None:
     view, engine, clock = View(), Engine(), iter([0.0, 2.0])
     first = shown(view, of_engine(engine, lambda: next(clock)))  # type: ignore[arg-type]
-    assert "hetis: 3 running, 4 waiting, 5,000 KV tokens, 2 moves" in first and "75% of 100" in first and "0% of 50" in first
+    assert "hetis: 3 running, 4 waiting, 5,000 KV tokens, 2 moves" in first and " 75% ████████░░ of 100" in first and "0% ░░░░░░░░░░ of 50" in first
     second = shown(view, of_engine(engine, lambda: next(clock)))  # type: ignore[arg-type]
     assert "0.50" not in first and "0.50" in second and "attention" in second and "0-3" in second
 
