@@ -128,7 +128,7 @@ Event: TypeAlias = Arrived | Cancelled | Stopped | StepDone | MoveDone | WorkerL
 
 @dataclass(frozen=True)
 class Start:
-    """A sequence (one choice of one request) enters slot `slot` of a group: first time, or again after preemption."""
+    """A sequence (one choice of one request) enters slot `slot` of a group: first time, or again after preemption. Its lanes are the primaries'."""
 
     slot: int
     request: int
@@ -137,7 +137,6 @@ class Start:
     prompt_tokens: int
     cached_tokens: int  # leading tokens whose KV already lies in (shared) pages granted in the same step
     sampling: Sampling
-    pools: Int32s = field(default_factory=lambda: NO_INTS)  # [lanes] the pool of each head group and stage; empty: each stage's primary
 
 
 @dataclass(frozen=True)

@@ -91,7 +91,7 @@ class Sequences:
         self.standing[slot] = False
         self.choices[slot] = start.choice
         self.sampling[slot] = start.sampling
-        self.pools[slot] = start.pools if len(start.pools) else self.home
+        self.pools[slot] = self.home
 
     def _rows(self, step: RunStep) -> Rows:
         standing = np.flatnonzero(self.standing).astype(np.int32)
