@@ -22,14 +22,16 @@ class Part:
 
 
 def stage(case: Case, part: Part) -> Stage | None:
-    """The part with pools as large as the budgets allow; None where a device has no room for one head group's page of each head."""
+    """The part with pools as large as the budgets allow; None where a device has no room for a page of every head, or for what the user asked for."""
     size_bytes = page_bytes(case.model, part.layers, case.dtype)
     share = (part.layers[1] - part.layers[0]) / case.model.layers  # of an attention worker's budget: it serves all stages of its group
-    rooms = [case.kv_bytes(case.primary_room(part.primary, part.layers, part.weights))]
+    room = case.primary_room(part.primary, part.layers, part.weights)
+    rooms = [case.kv_bytes(room)]
     rooms += [int(case.kv_bytes(case.attention_room(one)) * share) for one in part.attention]
     most = MOST_PAGES if case.options.kv_memory_bytes else min(_usable(case), MOST_PAGES)
     pages = [min(room // size_bytes, most) for room in rooms]
-    if min(pages) < case.model.kv_heads:
+    longest = pages[0] // case.model.kv_heads * PAGE_TOKENS  # prompts are computed with all their KV on the primary
+    if min(pages) < case.model.kv_heads or longest < case.options.max_model_len or room < case.options.kv_memory_bytes:
         return None
     devices = (part.primary, *part.attention)
     pools = tuple(Pool(device, count, size_bytes) for device, count in zip(devices, pages, strict=True))
@@ -55,9 +57,6 @@ def finish(case: Case, system: str, groups: Sequence[Group], notes: Sequence[str
         ResourceError: a sequence as long as the user wants fits nowhere, or KV memory that was asked for does not.
     """
     options = case.options
-    for one in groups:
-        for part in one.stages:
-            _require_kv(case, part)
     limits = Limits(_model_len(case, groups), options.max_seqs, options.max_step_tokens, options.steps_in_flight, options.max_waiting)
     model = PlanModel(case.model, case.dtype)
     return Plan(
@@ -82,7 +81,7 @@ def no_room(case: Case, device: str, part: Part) -> ResourceError:
     return ResourceError(
         f"device {device!r} has a budget of {case.device(device).memory_bytes / MIB:,.0f} MiB, but layers {first} to {last - 1} of {case.model.name} "
         f"in {part.weights} need {weights / MIB:,.0f} MiB of weights, {workspace / MIB:,.0f} MiB of workspace"
-        f"{f', {wanted / MIB:,.0f} MiB of KV' if wanted else ''} and room for some sequence",
+        f"{f', {wanted / MIB:,.0f} MiB of KV' if wanted else ''} and room for a sequence of {max(options.max_model_len, PAGE_TOKENS)} tokens",
         "give the device more memory in its cluster file, less KV memory, smaller steps, or take a smaller model",
     )
 
@@ -100,12 +99,6 @@ def no_layout(case: Case) -> ResourceError:
 def _usable(case: Case) -> int:
     """Pages that all slots could ever fill."""
     return case.options.max_seqs * token_pages(case.model.max_positions) * case.model.kv_heads
-
-
-def _require_kv(case: Case, part: Stage) -> None:
-    (primary,) = part.primary
-    if case.options.kv_memory_bytes > case.primary_room(primary, part.layers, part.weights):
-        raise no_room(case, primary, Part(part.layers, primary, part.weights))
 
 
 def _model_len(case: Case, groups: Sequence[Group]) -> int:

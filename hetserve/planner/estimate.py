@@ -11,10 +11,10 @@ from hetserve.spec.plan import PAGE_TOKENS, Group, Stage
 
 @dataclass(frozen=True)
 class Load:
-    """What one step does in the steady state of `running` sequences: each decodes a token, and a share of each one's prompt is computed."""
+    """What one step does in the mean over a steady state of `running` sequences: each decodes a token, and now and then a prompt is computed."""
 
     running: float
-    tokens: float
+    prompt: float  # tokens of prompts
     context: float  # sum of the decoding sequences' lengths
     pairs: float
 
@@ -23,32 +23,44 @@ def load(case: Case, running: float, role: str = "mixed") -> Load:
     work = case.workload
     prompts = 0.0 if role == "decode" else running / work.output_tokens
     context = running * (work.input_tokens + work.output_tokens / 2)
-    return Load(running, running + prompts * work.input_tokens, context, prompts * work.input_tokens**2 / 2)
+    return Load(running, prompts * work.input_tokens, context, prompts * work.input_tokens**2 / 2)
 
 
-def stage_s(case: Case, device: str, layers: tuple[int, int], weights: str, work: Load) -> float:
-    """Dense work of a step and the attention of its prompts: what only primaries do."""
-    return case.step(device, layers, weights).step_s(round(work.tokens), round(work.running), 0, work.pairs)
+def decode_s(case: Case, device: str, layers: tuple[int, int], weights: str, work: Load) -> float:
+    """Dense work of a step's decoding sequences: weights are read in every step, also where a prompt would hide it in another."""
+    return case.step(device, layers, weights).step_s(round(work.running), round(work.running), 0, 0.0)
+
+
+def prompt_s(case: Case, device: str, layers: tuple[int, int], weights: str, work: Load) -> float:
+    """What prompts add to a step, their attention with them."""
+    cost = case.step(device, layers, weights)
+    return work.prompt * cost.token_s + work.pairs * cost.pair_s
+
+
+def dense_s(case: Case, device: str, layers: tuple[int, int], weights: str, work: Load) -> float:
+    """All that only primaries do in a step."""
+    return decode_s(case, device, layers, weights, work) + prompt_s(case, device, layers, weights, work)
 
 
 def rate(case: Case, group: Group) -> float:
     """Requests per second of a full group."""
     if group.role == "prefill":
-        return min(1 / _prompt_s(case, stage) for stage in group.stages)
-    running = held(case, group)
+        return min(1 / _whole_prompt_s(case, stage) for stage in group.stages)
     waves = min(len(group.stages), case.options.steps_in_flight)  # steps that run at once, each with its share of the sequences
-    work = load(case, running / waves, group.role)
+    work = load(case, held(case, group) / waves, group.role)
+    prompts = [prompt_s(case, stage.primary[0], stage.layers, stage.weights, work) for stage in group.stages]
     seconds = [_step_s(case, group, number, work) for number in range(len(group.stages))]
-    steps_per_s = min(1 / max(seconds), waves / sum(seconds))
-    return work.running / case.workload.output_tokens * steps_per_s
+    chunks = 1 + case.workload.input_tokens / case.options.max_step_tokens
+    idle_s = (sum(prompts) - max(prompts)) / chunks  # filling and draining: chunks follow each other within a prompt, seldom beyond
+    step_s = max(max(seconds) + idle_s, sum(seconds) / waves)
+    return work.running / case.workload.output_tokens / step_s
 
 
 def held(case: Case, group: Group) -> float:
-    """Sequences that run at once: as many as slots, pages and a step's tokens allow, at least one."""
-    length = case.workload.input_tokens + case.workload.output_tokens / 2
+    """Sequences that run at once to their ends: as many as slots and pages allow, at least one."""
+    length = case.workload.input_tokens + case.workload.output_tokens
     room = min(sum(pool.pages for pool in stage.pools) // case.model.kv_heads * PAGE_TOKENS for stage in group.stages)
-    each = 1 + (0 if group.role == "decode" else case.workload.input_tokens / case.workload.output_tokens)
-    return max(1.0, min(case.options.max_seqs, room / length, case.options.max_step_tokens / each))
+    return max(1.0, min(case.options.max_seqs, room / length))
 
 
 def attention_s(case: Case, stage: Stage, work: Load) -> float:
@@ -73,15 +85,14 @@ def attention_s(case: Case, stage: Stage, work: Load) -> float:
 def _step_s(case: Case, group: Group, number: int, work: Load) -> float:
     """A stage's step, with what it sends to the next."""
     stage = group.stages[number]
-    dense_s = stage_s(case, stage.primary[0], stage.layers, stage.weights, work)
-    sent_s = 0.0
-    if number + 1 < len(group.stages):
-        size_bytes = int(work.tokens * case.model.hidden * DTYPE_BYTES[case.dtype])
-        sent_s = case.costs.move_s(stage.primary[0], group.stages[number + 1].primary[0], size_bytes)
-    return dense_s + attention_s(case, stage, work) + sent_s
+    time_s = dense_s(case, stage.primary[0], stage.layers, stage.weights, work) + attention_s(case, stage, work)
+    if number + 1 == len(group.stages):
+        return time_s
+    size_bytes = int((work.running + work.prompt) * case.model.hidden * DTYPE_BYTES[case.dtype])
+    return time_s + case.costs.move_s(stage.primary[0], group.stages[number + 1].primary[0], size_bytes)
 
 
-def _prompt_s(case: Case, stage: Stage) -> float:
+def _whole_prompt_s(case: Case, stage: Stage) -> float:
     """A whole prompt on a stage, in chunks as large as a step."""
     prompt, chunk = case.workload.input_tokens, case.options.max_step_tokens
     steps = max(1.0, prompt / chunk)

@@ -12,7 +12,7 @@ from math import gcd, inf
 
 from hetserve.planner.case import Case, open_case
 from hetserve.planner.draft import finish, no_layout
-from hetserve.planner.estimate import Load, load, stage_s
+from hetserve.planner.estimate import Load, dense_s, load
 from hetserve.planner.options import Options
 from hetserve.planner.pipeline import pipeline
 from hetserve.planner.whole import whole_group
@@ -71,8 +71,8 @@ def layer_times(case: Case, devices: list[str], work: Load) -> tuple[list[float]
     count = case.model.layers
     times_s, most = [], []
     for name in devices:
-        per_layer = {kind: stage_s(case, name, (0, count - 1), kind, work) / (count - 1) for kind in case.weights} if count > 1 else {}
-        per_layer = per_layer or {kind: stage_s(case, name, (0, count), kind, work) for kind in case.weights}
+        per_layer = {kind: dense_s(case, name, (0, count - 1), kind, work) / (count - 1) for kind in case.weights} if count > 1 else {}
+        per_layer = per_layer or {kind: dense_s(case, name, (0, count), kind, work) for kind in case.weights}
         kind = min(per_layer, key=lambda one: per_layer[one])
         each = case.costs.weight_bytes((0, count), kind) / count
         empty = case.device(name).memory_bytes - case.costs.workspace_bytes((0, 1), case.options.max_step_tokens, case.options.max_seqs)

@@ -8,7 +8,7 @@ from math import inf
 
 from hetserve.planner.case import Case
 from hetserve.planner.draft import Part, group
-from hetserve.planner.estimate import Load, load, rated, stage_s
+from hetserve.planner.estimate import Load, dense_s, load, rated
 from hetserve.planner.whole import product_s
 from hetserve.solve.partition import best_cuts
 from hetserve.spec.plan import Group
@@ -48,7 +48,7 @@ def _cut(case: Case, order: Sequence[str], attention: tuple[str, ...], work: Loa
         layers, time_s, kind = (first, last), inf, weights[0]
         for one in weights:
             if case.primary_room(order[stage], layers, one) >= needed * length * (last - first):
-                one_s = stage_s(case, order[stage], layers, one, work)
+                one_s = dense_s(case, order[stage], layers, one, work)
                 if one_s < time_s:
                     time_s, kind = one_s, one
         best[stage, first, last] = time_s, kind

@@ -140,6 +140,13 @@ def test_weights_are_stored_as_the_device_is_fastest_with() -> None:
     assert made.model.dtype == "bfloat16"
 
 
+def test_a_replica_that_is_too_small_for_the_longest_sequence_is_left_out() -> None:
+    both, one = plan("replicas", profile=apart(2.0)), plan("replicas", profile=apart(2.0), max_model_len=8000)
+    assert [group.stages[0].primary for group in both.groups] == [("fast",), ("slow",)] and both.limits.max_model_len < 8000
+    assert [group.stages[0].primary for group in one.groups] == [("fast",)] and one.limits.max_model_len == 8000
+    assert any("slow: left out" in note for note in one.notes)
+
+
 def test_splitwise_has_one_group_for_each_phase() -> None:
     made = plan("splitwise", profile=apart(12.0))
     assert [(group.role, group.stages[0].primary) for group in made.groups] == [("prefill", ("fast",)), ("decode", ("slow",))]
