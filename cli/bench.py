@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from hetserve.bench.watch import Page, See
 
 NAMES = "random, azure-conv, azure-code, sharegpt or custom"
+INTERRUPTED = "interrupted"  # what was measured until then is a result all the same
 MANY_VALUES = ("--goodput", "--header", "--metadata")  # `--goodput ttft:200 tpot:50`, as vLLM's command line takes it
 
 
@@ -189,6 +190,8 @@ def _run(flags: Flags, screen: Screen, logs: Path) -> list[dict[str, Any]]:
             screen.note(f"memory budgets times {job.conditions['memory_scale']:g} ({number} of {len(jobs)})")
         results.append(_measure(flags, job, screen))
         _save(results[-1], flags, screen)
+        if INTERRUPTED in results[-1]["missing"].values():
+            break
     return results
 
 
@@ -212,9 +215,10 @@ def _measure(flags: Flags, job: Job, screen: Screen) -> dict[str, Any]:
     missing = job.missing or {}
     measured: list[Measured] = []
     agreement = {}
-    for other in job.others:
+    for number, other in enumerate(job.others):
         try:
             runs = session.run_both(job.experiment, job.ours, other, job.models, screen.progress)
+            measured += runs
             found, by = session.compare_outputs(job.experiment, runs, job.model, screen.progress)
         except HetserveError as error:
             if job.missing is None:
@@ -222,7 +226,11 @@ def _measure(flags: Flags, job: Job, screen: Screen) -> dict[str, Any]:
             missing[other.name] = error.message
             screen.note(f"left out: {other.name}: {error.message}")
             continue
-        measured += runs
+        except KeyboardInterrupt:
+            if not measured:
+                raise
+            missing |= dict.fromkeys((one.name for one in job.others[number:]), INTERRUPTED)
+            break
         agreement[other.name] = result.agreement_result(found, by)
     if not measured:
         measured = session.run_one(job.experiment, job.ours, job.models[job.ours.name], screen.progress)

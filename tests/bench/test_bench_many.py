@@ -178,3 +178,20 @@ def test_results_name_no_local_folder() -> None:
 def test_a_cluster_of_several_devices_is_always_planned_for(two: str, model: Path) -> None:
     with pytest.raises(UsageError, match="--kv-memory is not for systems planned here"):  # as --system would say
         run("--cluster", two, "--model", str(model), "--kv-memory", "1GiB")
+
+
+def test_an_interrupted_run_keeps_what_was_measured(faked: Any, model: Path, two: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    from hetserve.bench import session
+
+    whole = session.run_both
+
+    def interrupted(experiment: Any, ours: Any, other: Any, *more: Any) -> Any:
+        if other.name == "vllm-all":
+            raise KeyboardInterrupt
+        return whole(experiment, ours, other, *more)
+
+    monkeypatch.setattr(session, "run_both", interrupted)
+    said = run("--baseline", "uniform,vllm-all", "--memory-scale", "1,2", "--cluster", two, "--model", str(model), *SMALL, "--pairs", "1").stdout
+    assert "vllm-all: not run: interrupted" in said
+    (saved,) = Path("results/bench").glob("*/*.json")  # the second scale was not begun
+    assert list(json.loads(saved.read_text())["ratios"]) == ["uniform-policy"]
