@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 from hetserve.cost.costs import Costs
 from hetserve.cost.roofline import StepCost
-from hetserve.errors import UsageError
+from hetserve.errors import ResourceError, UsageError
 from hetserve.planner.options import TYPICAL, Options
 from hetserve.spec.cluster import Cluster, Device
 from hetserve.spec.model import ModelSpec
@@ -69,11 +69,13 @@ def open_case(cluster: Cluster, model: ModelSpec, workload: Workload | None, opt
     """Checks what the user fixed.
 
     Raises:
-        UsageError: options that contradict each other.
+        UsageError: options that contradict each other. ResourceError: sequences longer than the model takes.
         SpecError: a profile of another model, dtype or cluster.
     """
     if options.max_step_tokens < options.max_seqs:
         raise UsageError(f"a step of {options.max_step_tokens} tokens has no room for {options.max_seqs} decoding sequences", "lower --max-num-seqs")
+    if options.max_model_len > model.max_positions:
+        raise ResourceError(f"{model.name} takes at most {model.max_positions} tokens, not {options.max_model_len}", "lower --max-model-len")
     if options.heads not in ("", *HEADS):
         raise UsageError(f"there is no placement policy {options.heads!r}", f"known: {', '.join(HEADS)}")
     if options.delta < 0 or (options.theta is not None and not options.theta > 0):

@@ -104,8 +104,6 @@ def _usable(case: Case) -> int:
 def _model_len(case: Case, groups: Sequence[Group]) -> int:
     """The longest sequence: what the user asked for, or as much of the model's own limit as the smallest primary pool holds."""
     model, wanted = case.model, case.options.max_model_len
-    if wanted > model.max_positions:
-        raise ResourceError(f"{model.name} takes at most {model.max_positions} tokens, not {wanted}", "lower --max-model-len")
     tight = min((part for one in groups for part in one.stages), key=lambda part: tokens_held(case, part))
     held = tokens_held(case, tight)
     needed = wanted or min(model.max_positions, held)
