@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -51,12 +52,12 @@ def profile(model: str, cluster: str, dtype: str, output: Path | None, check: Pa
     if output is not None:
         save_profile(measured, output)
     found = drift.drifts(before, measured, shape) if before is not None else []
-    screen.json({"profile": asdict(measured), "drift": [asdict(one) | {"share": one.share, "beyond": one.beyond} for one in found]})
+    screen.json({"profile": asdict(measured), "drift": [_row(one) for one in found]})
     _render(measured, shape, screen)
     if before is not None:
         _render_drift(found, before, measured, screen)
-        _judge(found, check)
     screen.note(f"written to {output}" if output else "not written anywhere: -o FILE writes it")
+    _judge(found, check)
 
 
 def _shape(name: str) -> ModelSpec:
@@ -122,30 +123,29 @@ def _rates(dense: DenseTimes, shape: ModelSpec) -> list[str]:
     return [f"{rate / 1e9:,.1f}" if rate else "" for rate in (*rates, last.tokens * head_flops(shape) / last.layer_s)]
 
 
-def _render_drift(found: list[Drift], before: Profile, now: Profile, screen: Screen) -> None:
-    from hetserve.profile.drift import BOUND
+def _row(one: Drift) -> dict[str, Any]:
+    """A number's drift for JSON, which has no infinity: null is no bound, or a number that came out of nothing."""
+    finite = {name: value if math.isfinite(value) else None for name, value in (("bound", one.bound), ("share", one.share))}
+    return {"where": one.where, "what": one.what, "then": one.then, "now": one.now, **finite, "beyond": one.beyond}
 
+
+def _render_drift(found: list[Drift], before: Profile, now: Profile, screen: Screen) -> None:
     rows = [
-        (
-            one.where,
-            one.what,
-            f"{one.then:.4g}",
-            f"{one.now:.4g}",
-            f"{one.share:+.1%}",
-            "beyond" if one.beyond else "" if one.counts else "not judged",
-        )
+        (*(one.where, one.what, f"{one.then:.4g}", f"{one.now:.4g}", f"{one.share:+.1%}"), _bound(one.bound), "beyond" if one.beyond else "")
         for one in found
     ]
     if before.machine != now.machine:
         screen.say(f"the profile is of another machine: {before.machine}")
-    screen.table(f"drift since {before.date}", ["where", "what", "then", "now", "drift", ""], rows, right=(2, 3, 4), caption=f"bound: {BOUND:.0%}")
+    screen.table(f"drift since {before.date}", ["where", "what", "then", "now", "drift", "bound", ""], rows, right=(2, 3, 4, 5))
+
+
+def _bound(bound: float) -> str:
+    return f"{bound:.0%}" if math.isfinite(bound) else ""
 
 
 def _judge(found: list[Drift], check: Path | None) -> None:
-    from hetserve.profile.drift import BOUND
-
-    beyond: list[Any] = [one for one in found if one.beyond]
+    beyond = [one for one in found if one.beyond]
     if beyond:
         worst = max(beyond, key=lambda one: abs(one.share))
-        said = f"{len(beyond)} numbers have drifted by more than {BOUND:.0%}, most {worst.what} of {worst.where} ({worst.share:+.0%})"
+        said = f"{len(beyond)} numbers have drifted beyond their bound, most {worst.what} of {worst.where} ({worst.share:+.0%})"
         raise SpecError(f"{check} no longer describes this machine: {said}", "is the machine busy? if not, measure again with -o")

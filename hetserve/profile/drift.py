@@ -9,7 +9,9 @@ from dataclasses import dataclass
 from hetserve.spec.model import DTYPE_BYTES, ModelSpec
 from hetserve.spec.profile import DensePoint, DeviceProfile, LinkProfile, Profile
 
-BOUND = 0.25  # a profile that is further off than this in a number that counts no longer describes its machine
+BOUND = 0.25  # a profile that is further off than this in one of a device's numbers no longer describes its machine
+LINK_BOUND = 1.0  # of a link's: waking a process on a busy core takes as long as the message
+UNBOUND = math.inf  # there to be looked at, not judged
 
 # Coefficients of one line can trade against each other while its times stay: lines are judged at a point in the middle of what engines do.
 BATCH, LENGTH_TOKENS = 16, 1024
@@ -18,13 +20,13 @@ MESSAGE_BYTES = 2**16
 
 @dataclass(frozen=True)
 class Drift:
-    """One number then and now. Those that do not count are there to be looked at."""
+    """One number then and now, and how far they may be apart."""
 
     where: str  # a device, or "source to target"
     what: str
     then: float
     now: float
-    counts: bool
+    bound: float
 
     @property
     def share(self) -> float:
@@ -35,8 +37,8 @@ class Drift:
 
     @property
     def beyond(self) -> bool:
-        """Beyond BOUND, as a factor: 25 % more, or its reverse."""
-        return self.counts and not 1 / (1 + BOUND) <= self.share + 1 <= 1 + BOUND
+        """Beyond the bound, as a factor: 25 % more, or its reverse."""
+        return not 1 / (1 + self.bound) <= self.share + 1 <= 1 + self.bound
 
 
 def drifts(then: Profile, now: Profile, model: ModelSpec) -> list[Drift]:
@@ -56,24 +58,24 @@ def drifts(then: Profile, now: Profile, model: ModelSpec) -> list[Drift]:
 def _device(then: DeviceProfile, now: DeviceProfile, model: ModelSpec) -> Iterator[Drift]:
     name, old, new = now.name, then.attention, now.attention
     for what, before, after in (("a_s", old.a_s, new.a_s), ("b_s", old.b_s, new.b_s), ("c_s", old.c_s, new.c_s)):
-        yield Drift(name, what, before, after, False)
+        yield Drift(name, what, before, after, UNBOUND)
     heads, vectors = BATCH * model.q_heads, 2 * BATCH * LENGTH_TOKENS * model.kv_heads
     then_s, now_s = (line.a_s * heads + line.b_s * vectors + line.c_s for line in (old, new))
-    yield Drift(name, f"attention of {BATCH} x {LENGTH_TOKENS:,} tokens, s", then_s, now_s, True)
-    yield Drift(name, "prefill_pair_s", then.prefill_pair_s, now.prefill_pair_s, True)
-    yield Drift(name, "read_bytes", then.read_bytes, now.read_bytes, True)
+    yield Drift(name, f"attention of {BATCH} x {LENGTH_TOKENS:,} tokens, s", then_s, now_s, BOUND)
+    yield Drift(name, "prefill_pair_s", then.prefill_pair_s, now.prefill_pair_s, BOUND)
+    yield Drift(name, "read_bytes", then.read_bytes, now.read_bytes, BOUND)
     for first, second in zip(then.dense, now.dense, strict=True):
-        yield Drift(name, f"layer, {second.weights} weights, mean s", *_means(first.layer, second.layer), True)
-        yield Drift(name, f"LM head, {second.weights} weights, mean s", *_means(first.lm_head, second.lm_head), True)
+        yield Drift(name, f"layer, {second.weights} weights, mean s", *_means(first.layer, second.layer), BOUND)
+        yield Drift(name, f"LM head, {second.weights} weights, mean s", *_means(first.lm_head, second.lm_head), BOUND)
 
 
 def _link(then: LinkProfile, now: LinkProfile, vectors: float) -> Iterator[Drift]:
     name = f"{now.source} to {now.target}"
-    yield Drift(name, "gamma_s", then.gamma_s, now.gamma_s, False)
-    yield Drift(name, "beta_s", then.beta_s, now.beta_s, False)
+    yield Drift(name, "gamma_s", then.gamma_s, now.gamma_s, UNBOUND)
+    yield Drift(name, "beta_s", then.beta_s, now.beta_s, UNBOUND)
     then_s, now_s = (link.gamma_s * vectors + link.beta_s for link in (then, now))
-    yield Drift(name, "message of 64 KiB, s", then_s, now_s, True)
-    yield Drift(name, "bytes_per_s", then.bytes_per_s, now.bytes_per_s, True)
+    yield Drift(name, "message of 64 KiB, s", then_s, now_s, LINK_BOUND)
+    yield Drift(name, "bytes_per_s", then.bytes_per_s, now.bytes_per_s, LINK_BOUND)
 
 
 def _means(then: tuple[DensePoint, ...], now: tuple[DensePoint, ...]) -> tuple[float, float]:

@@ -38,7 +38,7 @@ def test_measures_writes_and_checks(run, tmp_path, one) -> None:
 
     again = run("profile", "tiny", "--cluster", str(one), "--quick", "--check", str(out), "--json")
     said = json.loads(again.stdout)
-    assert {"share", "beyond", "what", "counts"} <= said["drift"][0].keys() and said["profile"]["model"] == "tiny"
+    assert {"share", "beyond", "what", "bound"} <= said["drift"][0].keys() and said["profile"]["model"] == "tiny"
     assert again.returncode == (3 if any(row["beyond"] for row in said["drift"]) else 0)
 
     out.write_text(out.read_text().replace("read_bytes = ", "read_bytes = 1"))  # ten times and more

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from hetserve.engine.model.recipes import RECIPES
-from hetserve.profile.drift import BOUND, Drift, drifts
+from hetserve.profile.drift import BOUND, LINK_BOUND, UNBOUND, Drift, drifts
 from hetserve.spec.model import ModelSpec
 from hetserve.spec.profile import AttentionLine, DensePoint, DenseTimes, DeviceProfile, LinkProfile, Profile
 
@@ -39,6 +39,11 @@ def test_each_kind_of_number_is_judged() -> None:
     assert [one.what for one in drifts(THEN, replace(THEN, links=links), TINY) if one.beyond] == ["bytes_per_s"]
 
 
+def test_links_may_drift_further_than_devices() -> None:
+    links = (replace(LINK, bytes_per_s=LINK.bytes_per_s / (1 + LINK_BOUND) + 1),)
+    assert not [one for one in drifts(THEN, replace(THEN, links=links), TINY) if one.beyond]
+
+
 def test_coefficients_may_trade_against_each_other() -> None:
     assert beyond(attention=AttentionLine(4e-7, 6.1e-9, 2e-5, 0.05)) == []
 
@@ -55,5 +60,5 @@ def test_coefficients_may_trade_against_each_other() -> None:
     ],
 )
 def test_the_bound_is_the_same_in_both_directions(then, now, is_beyond) -> None:
-    assert Drift("", "", then, now, True).beyond is is_beyond
-    assert not Drift("", "", then, now, False).beyond
+    assert Drift("", "", then, now, BOUND).beyond is is_beyond
+    assert not Drift("", "", then, now, UNBOUND).beyond
