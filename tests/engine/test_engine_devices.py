@@ -13,13 +13,13 @@ from test_engine import submit
 
 from hetserve.engine.engine import Engine
 from hetserve.engine.model.make import make_checkpoint
-from hetserve.policy import heads, rebalance
 from hetserve.spec.load import load_model
-from hetserve.systems import SYSTEMS, UNIFORM, System
+from hetserve.spec.plan import Online
 
 LAYOUTS = {
     "attention workers": ([lambda layers: [(layers, "a", "b", "c")]], ()),
     "stages with an attention worker": ([lambda layers: [(1, "a", "c"), (layers, "b", "c")]], ()),
+    "stages": ([lambda layers: [(1, "a"), (layers, "b")]], ()),
     "replicas": ([lambda layers: [(layers, "a")], lambda layers: [(layers, "b")]], ()),
     "prefill and decode": ([lambda layers: [(layers, "a")], lambda layers: [(layers, "b")]], ("prefill", "decode")),
 }
@@ -37,18 +37,12 @@ def alone(folder, tmp_path_factory):
     return answers_alone(folder, tmp_path_factory.mktemp("private"))
 
 
-@pytest.fixture(autouse=True)
-def systems(monkeypatch):
-    """A system that spreads every request over all devices and moves some of them again and again."""
-    policies = replace(UNIFORM, heads=heads.even, rebalance=rebalance.drift(0.01))
-    monkeypatch.setitem(SYSTEMS, "spread", System("spread", SYSTEMS["uniform"].planner, policies))
-
-
 def build(folder, layout: str, in_process: bool, **changes) -> Engine:
     spec = load_model(folder)
     groups, roles = LAYOUTS[layout]
-    plan = make_plan(spec, [group(spec.layers) for group in groups], roles=roles, system="spread", **changes)
-    return Engine(plan, folder, in_process=in_process)
+    plan = make_plan(spec, [group(spec.layers) for group in groups], roles=roles, **changes)
+    spreading = replace(plan, online=Online("even", 0.01))  # every request over all devices, some of them moved again and again
+    return Engine(spreading, folder, in_process=in_process)
 
 
 async def serve(engine: Engine, prompts) -> list[list[int]]:
@@ -74,19 +68,20 @@ def test_same_tokens_on_any_devices(folder, alone, layout, in_process):
     tokens, stats = asyncio.run(run())
     assert tokens == alone * 2
     assert stats["pages_free"] == stats["pages"]
-    if layout != "replicas":
+    if layout not in ("replicas", "stages"):
         assert stats["moves_total"] > 0
 
 
-def test_an_attention_worker_killed_mid_run_costs_time_and_nothing_else(folder, alone):
+@pytest.mark.parametrize("sign", [signal.SIGKILL, signal.SIGSTOP], ids=["killed", "frozen"])
+def test_an_attention_worker_lost_mid_run_costs_time_and_nothing_else(folder, alone, sign):
     async def run():
         engine = build(folder, "attention workers", False)
         await engine.start()
         try:
             sinks = [submit(engine, prompt, max_tokens=NEW_TOKENS)[1] for prompt in PROMPTS * 2]
-            while engine.stats()["moves_total"] < 5:
+            while engine.stats()["moves_total"] < 1:
                 await asyncio.sleep(0.001)
-            os.kill(engine.worker_pids()[1], signal.SIGKILL)
+            os.kill(engine.worker_pids()[1], sign)
             await asyncio.wait_for(asyncio.gather(*(sink.done.wait() for sink in sinks)), 60)
             return [sink.tokens.get(0) for sink in sinks], [sink.ends[0] for sink in sinks], await serve(engine, PROMPTS)
         finally:
@@ -96,3 +91,22 @@ def test_an_attention_worker_killed_mid_run_costs_time_and_nothing_else(folder, 
     assert ends == ["length"] * len(tokens)
     assert tokens == alone * 2
     assert later == alone
+
+
+@pytest.mark.parametrize("victim", [0, 1], ids=["first stage", "last stage"])
+def test_a_frozen_stage_ends_its_requests_with_an_error(folder, victim):
+    async def run():
+        engine = build(folder, "stages", False)
+        await engine.start()
+        try:
+            sink = submit(engine, PROMPTS[0], max_tokens=200)[1]
+            while not sink.tokens:
+                await asyncio.sleep(0.001)
+            os.kill(engine.worker_pids()[victim], signal.SIGSTOP)
+            await asyncio.wait_for(sink.done.wait(), 30)
+            return sink
+        finally:
+            await asyncio.wait_for(engine.close(), 20)
+
+    sink = asyncio.run(run())
+    assert sink.ends[0] == "error" and f"device '{'ab'[victim]}'" in sink.why
