@@ -127,9 +127,9 @@ class Costs:
         rope = model.max_positions * model.head_dim * 4 if model.rope else 0
         return numbers * DTYPE_BYTES[weights] + rope
 
-    def workspace_bytes(self, layers: tuple[int, int], step_tokens: int, samples: int) -> int:
-        """Bytes a primary needs beside weights and KV; logits only with the last layer."""
-        return workspace_bytes(self.model, self.dtype, step_tokens, samples if layers[1] == self.model.layers else 0)
+    def workspace_bytes(self, layers: tuple[int, int], weights: str, step_tokens: int, samples: int) -> int:
+        """Bytes a primary needs beside weights and KV; a pass has the weights' dtype throughout. Logits only with the last layer."""
+        return workspace_bytes(self.model, weights, step_tokens, samples if layers[1] == self.model.layers else 0)
 
     def attention_bytes(self, samples: int) -> int:
         """Bytes an attention worker needs beside KV: q, k, v and outputs of a step, twice."""

@@ -52,7 +52,7 @@ class Case:
         """Bytes that weights and workspace of a stage leave for KV; may be negative."""
         key = (layers[1] - layers[0], layers[0] == 0, layers[1] == self.model.layers, weights)
         if key not in self._bytes:
-            workspace = self.costs.workspace_bytes(layers, self.options.max_step_tokens, self.options.max_seqs)
+            workspace = self.costs.workspace_bytes(layers, weights, self.options.max_step_tokens, self.options.max_seqs)
             self._bytes[key] = self.costs.weight_bytes(layers, weights) + workspace
         return self.device(device).memory_bytes - self._bytes[key]
 

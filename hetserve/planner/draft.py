@@ -76,7 +76,7 @@ def no_room(case: Case, device: str, part: Part) -> ResourceError:
     """Why a part does not fit on its primary."""
     costs, options, wanted = case.costs, case.options, case.options.kv_memory_bytes
     weights = costs.weight_bytes(part.layers, part.weights)
-    workspace = costs.workspace_bytes(part.layers, options.max_step_tokens, options.max_seqs)
+    workspace = costs.workspace_bytes(part.layers, part.weights, options.max_step_tokens, options.max_seqs)
     first, last = part.layers
     return ResourceError(
         f"device {device!r} has a budget of {case.device(device).memory_bytes / MIB:,.0f} MiB, but layers {first} to {last - 1} of {case.model.name} "

@@ -75,7 +75,7 @@ def layer_times(case: Case, devices: list[str], work: Load) -> tuple[list[float]
         per_layer = per_layer or {kind: dense_s(case, name, (0, count), kind, work) for kind in case.weights}
         kind = min(per_layer, key=lambda one: per_layer[one])
         each = case.costs.weight_bytes((0, count), kind) / count
-        empty = case.device(name).memory_bytes - case.costs.workspace_bytes((0, 1), case.options.max_step_tokens, case.options.max_seqs)
+        empty = case.device(name).memory_bytes - case.costs.workspace_bytes((0, 1), kind, case.options.max_step_tokens, case.options.max_seqs)
         times_s.append(per_layer[kind])
         most.append(max(0.0, empty / each))
     return times_s, most

@@ -109,7 +109,7 @@ def test_memory_is_weights_as_stored_and_workspace() -> None:
     assert COSTS.weight_bytes((0, 1), "bfloat16") + COSTS.weight_bytes((1, 4), "bfloat16") == whole + rope
     tied = Costs(replace(MODEL, tie_embeddings=True), "bfloat16", CLUSTER)
     assert tied.weight_bytes((0, 4), "bfloat16") == whole
-    assert COSTS.workspace_bytes((0, 4), 64, 8) - COSTS.workspace_bytes((0, 2), 64, 8) == 3 * 8 * 320 * 4
+    assert COSTS.workspace_bytes((0, 4), "bfloat16", 64, 8) - COSTS.workspace_bytes((0, 2), "bfloat16", 64, 8) == 3 * 8 * 320 * 4
 
 
 def test_what_a_profile_does_not_know_is_said() -> None:

@@ -41,7 +41,7 @@ def used_bytes(made: Plan) -> dict[str, int]:
     for group in made.groups:
         for stage in group.stages:
             used[stage.primary[0]] += costs.weight_bytes(stage.layers, stage.weights)
-            used[stage.primary[0]] += costs.workspace_bytes(stage.layers, limits.max_step_tokens, limits.max_seqs)
+            used[stage.primary[0]] += costs.workspace_bytes(stage.layers, stage.weights, limits.max_step_tokens, limits.max_seqs)
             for pool in stage.pools:
                 used[pool.device] += pool.pages * pool.page_bytes
     return used
