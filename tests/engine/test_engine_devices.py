@@ -72,6 +72,7 @@ def test_same_tokens_on_any_devices(folder, alone, layout, in_process):
         assert stats["moves_total"] > 0
 
 
+@pytest.mark.parametrize("folder", ["tiny"], indirect=True)
 @pytest.mark.parametrize("sign", [signal.SIGKILL, signal.SIGSTOP], ids=["killed", "frozen"])
 def test_an_attention_worker_lost_mid_run_costs_time_and_nothing_else(folder, alone, sign):
     async def run():
@@ -79,7 +80,8 @@ def test_an_attention_worker_lost_mid_run_costs_time_and_nothing_else(folder, al
         await engine.start()
         try:
             sinks = [submit(engine, prompt, max_tokens=NEW_TOKENS)[1] for prompt in PROMPTS * 2]
-            while engine.stats()["moves_total"] < 1:
+            while not engine.stats()["moves_total"]:
+                assert not sinks[-1].done.is_set()
                 await asyncio.sleep(0.001)
             os.kill(engine.worker_pids()[1], sign)
             await asyncio.wait_for(asyncio.gather(*(sink.done.wait() for sink in sinks)), 60)
@@ -93,6 +95,7 @@ def test_an_attention_worker_lost_mid_run_costs_time_and_nothing_else(folder, al
     assert later == alone
 
 
+@pytest.mark.parametrize("folder", ["tiny"], indirect=True)
 @pytest.mark.parametrize("victim", [0, 1], ids=["first stage", "last stage"])
 def test_a_frozen_stage_ends_its_requests_with_an_error(folder, victim):
     async def run():

@@ -37,7 +37,7 @@ class GlooLinks:
         self._options._timeout = timedelta(seconds=CONNECT_S)
 
     def connect(self, peer: str, plane: str) -> GlooLink:
-        """Blocks until the peer connects too. Workers connect to their peers in one order that all agree on (`connect_all`)."""
+        """Blocks until the peer connects too. Workers connect to their peers in one order that all agree on."""
         low, high = sorted((self._device, peer))
         store = distributed.PrefixStore(f"{low}|{high}|{plane}", self._store())
         rank = int(self._device == high)
