@@ -99,10 +99,13 @@ def _stage(stage: Stage, costs: Costs) -> StageConfig:
 
 
 def _require_roles(plan: Plan) -> None:
-    """Prefill groups hand over to decode groups of the same stages; unlike layouts are not built yet."""
+    """Every stage of a group has its own primary; prefill groups hand over to decode groups of the same stages. Unlike layouts are not built yet."""
     by_role: dict[str, list[Group]] = {"mixed": [], "prefill": [], "decode": []}
     for group in plan.groups:
         by_role[group.role].append(group)
+        primaries = [device for stage in group.stages for device in stage.primary]
+        if len(set(primaries)) < len(primaries):
+            raise UnsupportedError("the plan makes one device the primary of several stages of a group, which this version does not run")
     prefill, decode = by_role["prefill"], by_role["decode"]
     if bool(prefill) != bool(decode):
         raise UnsupportedError("the plan has prefill groups without decode groups, or the other way round", "make the plan again")

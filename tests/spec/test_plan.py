@@ -215,6 +215,7 @@ def test_plans_for_another_model_or_a_later_version_are_refused() -> None:
     (stage,) = group.stages
     pool = replace(stage.pools[0], device="slow")
     later = [
+        replace(plan, groups=(replace(group, stages=(replace(stage, layers=(0, 1)), replace(stage, layers=(1, 3)))),)),
         replace(plan, groups=(replace(group, role="prefill"), replace(group, role="prefill"), replace(group, role="decode"))),
         replace(plan, groups=(replace(group, stages=(replace(stage, primary=("fast", "slow"), pools=(*stage.pools, pool)),)),)),
     ]
