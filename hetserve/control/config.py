@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from itertools import accumulate, pairwise
 
 from hetserve.cost.costs import Costs, HeadCost
 from hetserve.cost.roofline import StepCost
@@ -38,6 +39,12 @@ class GroupConfig:
     def pools(self) -> tuple[PoolConfig, ...]:
         """All pools, stage by stage."""
         return tuple(pool for stage in self.stages for pool in stage.pools)
+
+    @property
+    def pool_ranges(self) -> tuple[range, ...]:
+        """The numbers of each stage's pools; the first of each is its primary's."""
+        ends = tuple(accumulate(len(stage.pools) for stage in self.stages))
+        return tuple(range(first, last) for first, last in pairwise((0, *ends)))
 
     @property
     def speed(self) -> float:

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hetserve.control.config import ControllerConfig, GroupConfig
-from hetserve.control.messages import Int32s
+from hetserve.control.messages import NO_INTS, Int32s
 from hetserve.control.moves import Moves
 from hetserve.control.pages import Pools
 from hetserve.control.placement import moved, pool_counts
@@ -31,10 +31,7 @@ class Dispatcher:
         self._moves = moves
         self._steps = 0
         self.missing = np.zeros(len(spec.pools), bool)  # pools of lost devices
-        first, self._stages = 0, []
-        for stage in spec.stages:
-            self._stages.append(range(first, first + len(stage.pools)))
-            first += len(stage.pools)
+        self._stages = spec.pool_ranges
         self.active = any(len(stage) > 1 for stage in self._stages)
         costs = [pool.heads for pool in spec.pools]
         self._head_s = np.array([cost.head_s for cost in costs])
@@ -57,7 +54,7 @@ class Dispatcher:
             return
         for number, pools in enumerate(self._stages):
             counts = pool_counts(slots.placement[running][:, self._lanes(number)], pools)
-            free = self._free(NO_SLOTS)[pools.start : pools.stop]
+            free = self._free(NO_INTS)[pools.start : pools.stop]
             tokens = slots.known[running].astype(np.int64)
             chosen = self._policies.rebalance(self._config.kv_heads, counts, tokens, slots.order[running], free, *self._costs(pools))
             if chosen >= 0:
@@ -132,6 +129,3 @@ class Dispatcher:
                     goals[index, lanes] = moved(goals[index, lanes], pools, counts[index, 0])
         started = [not self.missing[goal].any() and self._moves.begin(int(slot), goal) for slot, goal in zip(chosen, goals, strict=True)]
         return any(started)
-
-
-NO_SLOTS = np.zeros(0, np.int32)

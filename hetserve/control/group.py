@@ -65,8 +65,7 @@ class Group:
         self.spec: GroupConfig = config.groups[index]
         self.stages = len(self.spec.stages)
         self.depth = self.stages if self.stages > 1 else config.depth  # with several stages a sequence is in one step at a time
-        firsts = np.cumsum([0, *(len(stage.pools) for stage in self.spec.stages[:-1])])
-        self.home: Int32s = np.repeat(firsts, config.kv_heads).astype(np.int32)  # [lanes] each stage's primary
+        self.home: Int32s = np.repeat([pools.start for pools in self.spec.pool_ranges], config.kv_heads).astype(np.int32)  # [lanes] primaries
         self.queue = Queue()
         self.missing: dict[str, str] = {}  # lost device -> why
         self.preemptions = 0
