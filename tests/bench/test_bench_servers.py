@@ -214,7 +214,7 @@ def test_replicas_are_one_system_whose_speeds_the_warm_up_measures(tmp_path: Pat
     measured = session.run_both(experiment(pairs=1), launch(tmp_path, "hetserve"), both, {"hetserve": "a", "vllm-replicas": "b"}, stage)
     mine, other = measured
     assert (mine.against, other.against) == ("vllm-replicas", "hetserve")
-    assert len(other.job.replicas) == 2 and all(speed > 10 for _, speed in other.job.replicas)
+    assert len(other.job.replicas) == 2 and all(speed not in (0, 1) for _, speed in other.job.replicas)  # 1 is what nobody has measured
     assert len(noted(tmp_path, "fast")) + len(noted(tmp_path, "slow")) == 2 * 12 + 6 + 6  # each alone, twice; warm-up and run together
     assert other.summary["completed"] == 6 and other.summary["server_cpu_s"] > 0
     assert mine.summary["preemptions"] == 6 and mine.summary["moves"] is None  # the fake counts its requests there

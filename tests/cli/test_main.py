@@ -29,8 +29,10 @@ print("cpu_s:", time.process_time(), file=sys.stderr)
 """
 
 SLEEPER = """
-import sys, time, types, click
+import signal, sys, time, types, click
 from hetserve.cli import main as cli
+
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell that runs the tests in the background has SIGINT ignored
 
 @click.command()
 def sleep():
