@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from itertools import accumulate, pairwise
 
+from hetserve.control.messages import ANY_RANK
 from hetserve.cost.costs import Costs, HeadCost
 from hetserve.cost.roofline import StepCost
 from hetserve.errors import UnsupportedError
@@ -22,11 +23,20 @@ class PoolConfig:
 
 @dataclass(frozen=True)
 class StageConfig:
-    """A range of layers. Its first pool is its primary's; prompts are computed there, whoever holds their heads later."""
+    """A range of layers. Its first pools are its primaries'; prompts are computed there, whoever holds their heads later.
+
+    With several primaries (tensor-parallel ranks) each computes its share of the KV heads, in their order, and holds none but its own; attention
+    workers hold any. No engine runs that yet.
+    """
 
     layers: tuple[int, int]  # [first, last)
     pools: tuple[PoolConfig, ...]
-    cost: StepCost  # of the primary
+    cost: StepCost  # of the primaries
+    ranks: int = 1
+
+    @property
+    def primaries(self) -> tuple[PoolConfig, ...]:
+        return self.pools[: self.ranks]
 
 
 @dataclass(frozen=True)
@@ -42,9 +52,20 @@ class GroupConfig:
 
     @property
     def pool_ranges(self) -> tuple[range, ...]:
-        """The numbers of each stage's pools; the first of each is its primary's."""
+        """The numbers of each stage's pools; the first of each are its primaries'."""
         ends = tuple(accumulate(len(stage.pools) for stage in self.stages))
         return tuple(range(first, last) for first, last in pairwise((0, *ends)))
+
+    @property
+    def tp_ranks(self) -> tuple[int, ...]:
+        """[pools] which rank a primary's pool belongs to; ANY_RANK: an attention worker's."""
+        return tuple(number if number < stage.ranks else ANY_RANK for stage in self.stages for number in range(len(stage.pools)))
+
+    def home(self, kv_heads: int) -> tuple[int, ...]:
+        """[lanes] the pool of the primary that computes each lane: stage * kv_heads + KV head, by shares of kv_heads / ranks."""
+        assert all(kv_heads % stage.ranks == 0 for stage in self.stages)
+        sizes = [(pools.start, kv_heads // stage.ranks) for stage, pools in zip(self.stages, self.pool_ranges, strict=True)]
+        return tuple(first + head // share for first, share in sizes for head in range(kv_heads))
 
     @property
     def speed(self) -> float:
@@ -101,7 +122,8 @@ def _stage(stage: Stage, costs: Costs) -> StageConfig:
     pools = []
     for pool in stage.pools:
         sender = None if pool.device == primary else primary
-        pools.append(PoolConfig(pool.device, pool.pages, costs.head_cost(pool.device, stage.layers, sender)))
+        others = [other.device for other in stage.pools if other is not pool]
+        pools.append(PoolConfig(pool.device, pool.pages, costs.head_cost(pool.device, stage.layers, sender, others)))
     return StageConfig(stage.layers, tuple(pools), costs.stage_cost(primary, stage.layers, stage.weights))
 
 

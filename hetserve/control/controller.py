@@ -203,13 +203,21 @@ class Controller:
         """What is to be copied now, between the pools of a group and from group to group."""
         return [command for mover in self._movers() for command in mover.advance(self._number)]
 
-    def _form(self) -> list[RunStep]:
-        steps = []
+    def _form(self) -> list[Command]:
+        """Steps, each behind the moves that ship what its chunks write: a worker hears of nothing else while it works on a step."""
+        commands: list[Command] = []
         for former in self._formers:
             while (step := former.form(self._steps)) is not None:
                 self._steps += 1
-                steps.append(step)
-        return steps
+                commands += [*self._shipments(step), step]
+        return commands
+
+    def _shipments(self, step: RunStep) -> list[MoveKv]:
+        if not len(step.chunk_slots):
+            return []
+        group = self.groups[step.group]
+        movers: list[Moves | Handoffs] = [group.moves, *(one for one in self._handoffs if one.source is group)]
+        return [command for mover in movers for command in mover.follow(step, self._number)]
 
     def _requeue(self) -> None:
         """Sequences that gave way wait again where prompts are computed."""

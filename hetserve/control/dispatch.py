@@ -1,27 +1,51 @@
 """Asks the policies which head groups of a running sequence lie where, and starts the moves that bring them there.
 
-Prompts are computed with all their KV on the stages' primaries; what is dealt to attention workers moves there afterwards, so admission,
+Prompts are computed with all their KV on the stages' primaries; what is dealt to attention workers moves there behind them, so admission,
 re-dispatch for balance and re-dispatch for memory are one mechanism.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 from numpy.typing import NDArray
 
-from hetserve.control.config import ControllerConfig, GroupConfig
+from hetserve.control.config import ControllerConfig, GroupConfig, StageConfig
 from hetserve.control.messages import NO_INTS, Int32s
 from hetserve.control.moves import Moves
 from hetserve.control.pages import Pools
 from hetserve.control.placement import moved, pool_counts
 from hetserve.control.states import DECODE, PREFILL, Slots
+from hetserve.policy.pools import StagePools
 from hetserve.policy.row import Policies
 
-CHECK_STEPS = 16  # steps between two looks at the balance; one sequence moves at a time
+CHECK_STEPS = 16  # steps between two looks at the balance; nobody is placed anew while somebody moves
+
+
+@dataclass(frozen=True)
+class _Stage:
+    """A stage that has a choice."""
+
+    number: int
+    ranks: int
+    pools: range
+    costs: StagePools  # of empty pools
+
+    def filled(self, held: NDArray[np.int64], cached: NDArray[np.int64], free: NDArray[np.int64]) -> StagePools:
+        """Its pools with what lies there. held, cached, free: [pools] of the whole group."""
+        here = slice(self.pools.start, self.pools.stop)
+        return self.costs._replace(held=held[here], cached=cached[here], pages_free=free[here])
+
+
+def _empty(stage: StageConfig) -> StagePools:
+    nothing = np.zeros(len(stage.pools), np.int64)
+    costs = [(pool.heads.head_s, pool.heads.token_s, pool.heads.fixed_s, pool.heads.shared) for pool in stage.pools]
+    return StagePools(nothing, nothing, nothing, *np.array(costs).T)
 
 
 class Dispatcher:
-    """Placement of one group's sequences. Does nothing where every stage has one pool."""
+    """Placement of one group's sequences. Does nothing where no stage has attention workers."""
 
     def __init__(self, spec: GroupConfig, config: ControllerConfig, policies: Policies, slots: Slots, pools: Pools, moves: Moves) -> None:
         self._config = config
@@ -31,34 +55,39 @@ class Dispatcher:
         self._moves = moves
         self._steps = 0
         self.missing = np.zeros(len(spec.pools), bool)  # pools of lost devices
-        self._stages = spec.pool_ranges
-        self.active = any(len(stage) > 1 for stage in self._stages)
-        costs = [pool.heads for pool in spec.pools]
-        self._head_s = np.array([cost.head_s for cost in costs])
-        self._token_s = np.array([cost.token_s for cost in costs])
-        self._fixed_s = np.array([cost.fixed_s for cost in costs])
+        self._stages = [
+            _Stage(number, stage.ranks, pools, _empty(stage))
+            for number, (stage, pools) in enumerate(zip(spec.stages, spec.pool_ranges, strict=True))
+            if len(stage.pools) > stage.ranks
+        ]
+        self.active = bool(self._stages)
+        self._reserve = np.zeros(len(spec.pools), np.int64)  # [pools] pages left free on primaries for prompts
+        for stage in self._stages:
+            for pool in stage.pools[: stage.ranks]:
+                self._reserve[pool] = int(config.staging * spec.pools[pool].pages)
 
     def place(self, slots: list[int]) -> None:
         """Deals the head groups of sequences that have just started, all together."""
         if self.active and slots:
-            self._deal(np.array(slots), self._reserve())
+            self._deal(np.array(slots), self._reserve)
 
     def rebalance(self) -> None:
-        """Once in CHECK_STEPS reported steps: re-places one sequence if the policy finds the pools too far from the best balance."""
+        """Once in CHECK_STEPS reported steps: re-places sequences if the policy finds the pools too far from the best balance."""
         self._steps += 1
         if not self.active or self._steps % CHECK_STEPS or self._moves.active:
             return
         slots = self._slots
-        running = np.flatnonzero((slots.phase == DECODE) & self._rested())
-        if not len(running):
+        resting = np.flatnonzero((slots.phase == DECODE) & self._rested()).astype(np.int32)
+        if not len(resting):
             return
-        for number, pools in enumerate(self._stages):
-            counts = pool_counts(slots.placement[running][:, self._lanes(number)], pools)
-            free = self._free(NO_INTS)[pools.start : pools.stop]
-            tokens = slots.known[running].astype(np.int64)
-            chosen = self._policies.rebalance(self._config.kv_heads, counts, tokens, slots.order[running], free, *self._costs(pools))
-            if chosen >= 0:
-                self.replace(int(running[chosen]))
+        held, cached = self._loads(resting)
+        free = self._free(NO_INTS) - self._reserve
+        tokens, rows = self._sizes(resting)
+        for stage in self._stages:
+            counts = pool_counts(slots.placement[resting][:, self._lanes(stage)], stage.pools)
+            now = stage.filled(held, cached, free)
+            chosen = self._policies.rebalance(self._config.kv_heads, stage.ranks, counts, tokens, rows, now)
+            if len(chosen) and self._deal(resting[chosen], self._reserve):
                 return
 
     def replace(self, slot: int) -> bool:
@@ -66,7 +95,7 @@ class Dispatcher:
         slots = self._slots
         if not self.active or slots.phase[slot] != DECODE or slot in self._moves.active or not self._rested()[slot]:
             return False
-        return self._deal(np.array([slot]), self._reserve()) or self._deal(np.array([slot]), np.zeros(len(self.missing), np.int64))
+        return self._deal(np.array([slot]), self._reserve) or self._deal(np.array([slot]), np.zeros_like(self._reserve))
 
     # --------------------------------------------------------------------------------------------------- numbers
 
@@ -74,20 +103,18 @@ class Dispatcher:
         slots = self._slots
         return slots.known >= slots.settled + slots.page_tokens
 
-    def _lanes(self, stage: int) -> slice:
-        return slice(stage * self._config.kv_heads, (stage + 1) * self._config.kv_heads)
+    def _sizes(self, chosen: Int32s) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """([chosen] tokens, [chosen] pages that each of its head groups has and the one that it will begin)."""
+        slots = self._slots
+        return slots.known[chosen].astype(np.int64), slots.room[chosen].astype(np.int64) // slots.page_tokens + 1
 
-    def _costs(self, pools: range) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
-        here = slice(pools.start, pools.stop)
-        return self._head_s[here], self._token_s[here], self._fixed_s[here]
-
-    def _reserve(self) -> NDArray[np.int64]:
-        """[pools] pages the dispatcher leaves free on primaries for prompts."""
-        reserve = np.zeros(len(self.missing), np.int64)
-        for pools in self._stages:
-            if len(pools) > 1:
-                reserve[pools.start] = int(self._config.staging * self._pools.pools[pools.start].pages)
-        return reserve
+    def _lanes(self, stage: _Stage, rank: int | None = None) -> slice:
+        """The lanes of a stage, or those that one of its ranks computes."""
+        first, count = stage.number * self._config.kv_heads, self._config.kv_heads
+        if rank is None:
+            return slice(first, first + count)
+        share = count // stage.ranks
+        return slice(first + rank * share, first + (rank + 1) * share)
 
     def _free(self, without: Int32s) -> NDArray[np.int64]:
         """[pools] pages free, those that moves under way will free, and those the slots `without` hold; none on lost devices."""
@@ -116,16 +143,13 @@ class Dispatcher:
         held, cached = self._loads(chosen)
         free = np.maximum(self._free(chosen) - reserve, 0)
         goals = slots.placement[chosen].copy()
-        tokens = slots.known[chosen].astype(np.int64)
-        rows = slots.room[chosen].astype(np.int64) // slots.page_tokens + 1
-        for number, pools in enumerate(self._stages):
-            if len(pools) == 1:
-                continue
-            here, lanes = slice(pools.start, pools.stop), self._lanes(number)
-            costs = self._costs(pools)
-            counts = self._policies.heads(self._config.kv_heads, 1, tokens, rows, held[here], cached[here], free[here], *costs)
-            for index in range(len(chosen)):
-                if counts[index, 0, 0] >= 0:
-                    goals[index, lanes] = moved(goals[index, lanes], pools, counts[index, 0])
+        tokens, rows = self._sizes(chosen)
+        for stage in self._stages:
+            counts = self._policies.heads(self._config.kv_heads, stage.ranks, tokens, rows, stage.filled(held, cached, free))
+            for goal, each in zip(goals, counts, strict=True):
+                if each[0, 0] >= 0:
+                    for rank in range(stage.ranks):
+                        lanes = self._lanes(stage, rank)
+                        goal[lanes] = moved(goal[lanes], stage.pools, each[rank])
         started = [not self.missing[goal].any() and self._moves.begin(int(slot), goal) for slot, goal in zip(chosen, goals, strict=True)]
         return any(started)

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from hetserve.control.config import ControllerConfig, GroupConfig
 from hetserve.control.dispatch import Dispatcher
-from hetserve.control.messages import NO_INTS, Int32s, Start, StepDone, Tokens
+from hetserve.control.messages import ANY_RANK, NO_INTS, Int32s, Start, StepDone, Tokens
 from hetserve.control.moves import Moves
 from hetserve.control.pages import Pools
 from hetserve.control.queue import Queue
@@ -65,7 +65,7 @@ class Group:
         self.spec: GroupConfig = config.groups[index]
         self.stages = len(self.spec.stages)
         self.depth = self.stages if self.stages > 1 else config.depth  # with several stages a sequence is in one step at a time
-        self.home: Int32s = np.repeat([pools.start for pools in self.spec.pool_ranges], config.kv_heads).astype(np.int32)  # [lanes] primaries
+        self.home: Int32s = np.array(self.spec.home(config.kv_heads), np.int32)  # [lanes] primaries
         self.queue = Queue()
         self.missing: dict[str, str] = {}  # lost device -> why
         self.preemptions = 0
@@ -76,7 +76,8 @@ class Group:
         config = self.config
         self.pools = Pools(tuple(pool.pages for pool in self.spec.pools))
         self.slots = Slots(config.max_seqs, len(self.home), config.page_tokens, config.max_model_len)
-        self.moves = Moves(self.index, self.spec, config.kv_heads, self.slots, self.pools)
+        self.prompts = SharedPrompts(self.slots, self.pools, self.home)
+        self.moves = Moves(self.index, self.spec, config.kv_heads, self.slots, self.pools, self.prompts)
         self.dispatcher = Dispatcher(self.spec, config, self.policies, self.slots, self.pools, self.moves)
         self._mark_missing()
         self.free_slots = list(range(config.max_seqs))  # a heap: the lowest free slot is used first
@@ -86,13 +87,12 @@ class Group:
         self.ends: list[int] = []  # slots given up since the last step sent
         self.adopted: list[Start] = []  # sequences taken over from a prefill group since then
         self.again: list[Sequence] = []  # sequences that gave way and wait for a slot again, somewhere
-        self.prompts = SharedPrompts(self.slots, self.pools, self.home)
         self.going = 0  # slots in phase LEAVING, CLOSED or LOST: their pages are on their way back
 
     @property
     def up(self) -> bool:
-        """Whether every stage has its primary; without an attention worker the group goes on."""
-        return not any(stage.pools[0].device in self.missing for stage in self.spec.stages)
+        """Whether every stage has all its primaries; without an attention worker the group goes on."""
+        return not any(pool.device in self.missing for stage in self.spec.stages for pool in stage.primaries)
 
     @property
     def running(self) -> int:
@@ -111,7 +111,9 @@ class Group:
 
     def capacity_tokens(self) -> int:
         """Tokens of one sequence that the pools hold at most when it is alone on the primaries."""
-        return min(stage.pools[0].pages for stage in self.spec.stages) // self.config.kv_heads * self.config.page_tokens
+        heads = self.config.kv_heads
+        rows = min(pool.pages // (heads // stage.ranks) for stage in self.spec.stages for pool in stage.primaries)
+        return rows * self.config.page_tokens
 
     # ------------------------------------------------------------------------------------------------ sequences
 
@@ -292,6 +294,8 @@ class Group:
             assert slots.known[slot] <= slots.target[slot] and slots.computed[slot] <= slots.room[slot] <= slots.pages.shape[2] * size
             assert slots.in_flight[slot] <= len(self.in_flight)
             assert slots.phase[slot] != PREFILL or np.array_equal(slots.placement[slot], self.home), "prompts are computed on primaries"
+            self._check_native(slots.placement[slot])
+            self._check_native(slots.goal[slot])
             self._count(references, slots.held(slot), slots.placement[slot])
         for pages, pools in self.moves.held():
             self._count(references, pages, pools)
@@ -306,6 +310,12 @@ class Group:
         assert np.array_equal(self.standing.rows, np.flatnonzero(slots.standing))
         assert not self.again and not (slots.paused & ~np.isin(np.arange(len(slots.paused)), list(self.moves.active))).any()
         self.queue.check()
+
+    def _check_native(self, placement: Int32s) -> None:
+        """A lane lies in a pool of its stage, on its own rank's primary or on an attention worker."""
+        stages = np.repeat(np.arange(self.stages), [len(stage.pools) for stage in self.spec.stages])
+        assert np.array_equal(stages[placement], stages[self.home])
+        assert ((np.array(self.spec.tp_ranks)[placement] == ANY_RANK) | (placement == self.home)).all(), "on another rank's primary"
 
     @staticmethod
     def _count(references: list[Int32s], pages: Int32s, placement: Int32s) -> None:

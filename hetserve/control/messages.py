@@ -19,6 +19,7 @@ NO_INTS: Int32s = np.zeros(0, np.int32)
 NO_INTS.setflags(write=False)
 NO_PAGES: Int32s = np.zeros((0, 0), np.int32)
 NO_PAGES.setflags(write=False)
+ANY_RANK = -1  # an attention worker's: it holds head groups of every rank
 
 
 # ---------------------------------------------------------------------------------------------------- what is served
@@ -154,7 +155,7 @@ class RunStep:
     """One forward pass of a group, as changes to what its workers already hold. Applied in the order of the fields.
 
     Every worker of the group gets the same message. A *lane* is stage * kv_heads + kv_head: one head group in one stage's layers. The group's pools
-    are numbered stage by stage, in the plan's order: the primary's first, then the attention workers'.
+    are numbered stage by stage, in the plan's order: the primaries' first, one per tensor-parallel rank, then the attention workers'.
 
     The workers keep a *standing* set of decoding slots: each takes one token (its last sampled) and samples one token per step.
     Chunks are pieces of known tokens (prompt, or recomputed) of other slots; a chunk that reaches the last known token samples, and its slot
@@ -214,13 +215,15 @@ class Place:
 
     group: int
     pool: int
+    tp_rank: int = ANY_RANK  # which of its stage's tensor-parallel ranks it is the primary of: it holds no other rank's head groups
 
 
 @dataclass(frozen=True)
 class MoveKv:
     """Copy KV pages of some head groups from one pool to another (Hetis's Hauler, HexGen-2's KV transfer). In the background, at low priority.
 
-    The pages do not change meanwhile, and neither side's are given to anybody else before MoveDone.
+    The pages do not change meanwhile, and neither side's are given to anybody else before MoveDone. With a `step`, that step of the source's
+    group writes them, and is sent right after this: each layer is copied once the step has passed it.
     """
 
     move: int
@@ -232,6 +235,7 @@ class MoveKv:
     pages_to: Int32s  # [h, pages]
     source: Place
     target: Place
+    step: int = -1  # the step that writes the pages' last tokens; -1: they are written
 
 
 @dataclass(frozen=True)

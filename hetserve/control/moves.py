@@ -1,7 +1,13 @@
-"""Moves of running sequences' head groups from pool to pool within a group (Hetis's Hauler): who moves, what has been copied, when to switch.
+"""Moves of sequences' head groups from pool to pool within a group (Hetis's Hauler): who moves, what has been copied, when to switch.
 
-Full pages never change, so they are copied while the sequence decodes. Then it sits out until no step in flight has it, its last pages are
-copied, and the next step is told where its KV lies now. Pages are held on both sides until then; a move that fails leaves all as it was.
+A sequence that is dealt away when it starts has its prompt shipped behind the steps that compute it: the pages that a chunk completes follow the
+chunk's step layer by layer, the tail page with the last chunk. It decodes at its new place from its first decode step on, and waits for that, so
+nothing has to be copied a second time; its first token, sampled by the last chunk's step, waits for nothing.
+
+A sequence that already decodes goes on where it is while its full pages, which never change, are copied. Then it sits out until no step in flight
+has it, its last pages are copied, and the next step is told where its KV lies now.
+
+Pages are held on both sides until then; a move that fails leaves all as it was, and the sequence decodes at home.
 """
 
 from __future__ import annotations
@@ -12,9 +18,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from hetserve.control.config import GroupConfig
-from hetserve.control.messages import Int32s, MoveKv, Place, Replace
+from hetserve.control.messages import Int32s, MoveKv, Place, Replace, RunStep
 from hetserve.control.pages import Pools
-from hetserve.control.states import DECODE, Slots
+from hetserve.control.sharing import SharedPrompts
+from hetserve.control.states import PREFILL, Slots
 
 
 @dataclass(eq=False)
@@ -38,15 +45,17 @@ class Moves:
         index: the group's number.
         spec: its stages and pools.
         kv_heads: head groups of a stage.
-        slots, pools: the group's books, which moves change.
+        slots, pools, prompts: the group's books, which moves change.
     """
 
-    def __init__(self, index: int, spec: GroupConfig, kv_heads: int, slots: Slots, pools: Pools) -> None:
+    def __init__(self, index: int, spec: GroupConfig, kv_heads: int, slots: Slots, pools: Pools, prompts: SharedPrompts) -> None:
         self._index = index
         self._spec = spec
+        self._ranks = spec.tp_ranks
         self._kv_heads = kv_heads
         self._slots = slots
         self._pools = pools
+        self._prompts = prompts
         self.active: dict[int, Move] = {}  # by slot
         self.commands: dict[int, tuple[Move, MoveKv]] = {}  # not reported, by number
         self.replaces: list[Replace] = []  # for the next step
@@ -75,6 +84,20 @@ class Moves:
         for move in list(self.active.values()):
             if not move.waits:
                 commands += self._advance(move, number)
+        return commands
+
+    def follow(self, step: RunStep, number: Callable[[], int]) -> list[MoveKv]:
+        """What is to be copied behind a step that is about to be sent: the pages its chunks complete. The workers hear of it before the step."""
+        slots = self._slots
+        commands: list[MoveKv] = []
+        for slot, samples in zip(step.chunk_slots.tolist(), step.chunk_samples.tolist(), strict=True):
+            move = self.active.get(slot)
+            if move is None or move.over:
+                continue
+            if samples:
+                move.last = True
+                slots.paused[slot] = True
+            commands += self._copy(move, slots.filled(slot) if samples else slots.full(slot), number, step.step)
         return commands
 
     def report(self, number: int, ok: bool) -> None:
@@ -120,25 +143,26 @@ class Moves:
 
     def _advance(self, move: Move, number: Callable[[], int]) -> list[MoveKv]:
         slots, slot = self._slots, move.slot
-        if slots.phase[slot] != DECODE or slots.known[slot] <= slots.begun[slot]:
-            return []  # its prompt is not computed yet
+        if slots.phase[slot] == PREFILL:
+            return []  # what its chunks write is shipped behind them
         if not move.last:
+            if slots.known[slot] <= slots.begun[slot]:
+                return []  # it was dealt anew before its first token is out
             full = (int(slots.known[slot]) - 1) // slots.page_tokens  # of rows whose KV is reported to be stored
             if full - move.copied > 1:
                 return self._copy(move, full, number)
             move.last = True
             slots.paused[slot] = True
-        if slots.in_flight[slot]:
+        if move.copied == slots.filled(slot):  # also while the step that computed the end of its prompt, and has passed all layers, is in flight
+            self._switch(move)
             return []
-        filled = -(-int(slots.computed[slot]) // slots.page_tokens)
-        if move.copied < filled:
-            return self._copy(move, filled, number)
-        self._switch(move)
-        return []
+        return [] if slots.in_flight[slot] else self._copy(move, slots.filled(slot), number)
 
-    def _copy(self, move: Move, rows: int, number: Callable[[], int]) -> list[MoveKv]:
+    def _copy(self, move: Move, rows: int, number: Callable[[], int], step: int = -1) -> list[MoveKv]:
         """Copies the rows from `move.copied` to `rows`; gives the move up when the targets have no pages for them."""
         slots = self._slots
+        if rows == move.copied:
+            return []
         if not self._extend(move, int(slots.room[move.slot]) // slots.page_tokens):
             self.failed += 1
             self._cancel(move)
@@ -157,24 +181,26 @@ class Moves:
                     lanes % self._kv_heads,
                     slots.pages[move.slot][lanes, move.copied : rows].copy(),
                     move.pages[some, move.copied : rows].copy(),
-                    Place(self._index, source),
-                    Place(self._index, target),
+                    Place(self._index, source, self._ranks[source]),
+                    Place(self._index, target, self._ranks[target]),
+                    step,
                 )
             )
             self.commands[commands[-1].move] = (move, commands[-1])
         move.copied = rows
-        move.waits = len(commands)
+        move.waits += len(commands)
         slots.moving[move.slot] += len(commands)
         return commands
 
     def _switch(self, move: Move) -> None:
-        """Everything is there: the next step is told, and the old pages are free."""
+        """Everything is there: the next step is told, and the old pages are free, but for a prompt that choices wait to share."""
         slots, slot = self._slots, move.slot
         rows = int(slots.room[slot]) // slots.page_tokens
         if not self._extend(move, rows):
             self.failed += 1
             self._cancel(move)
             return
+        self._prompts.keep(slot)
         old = slots.pages[slot][move.lanes, :rows]
         self._pools.give(old, slots.placement[slot][move.lanes])
         slots.pages[slot][move.lanes, :rows] = move.pages

@@ -1,8 +1,8 @@
 """Prompts computed once for all choices of a request: whose full pages a waiting choice may refer to, and which are kept for it.
 
-A choice shares with a sibling in a slot whose pages all lie on the primaries, where prompts are computed. When the last such sibling finishes
-while choices still wait, the prompt's pages are kept for them on their own account; under pressure they are the first to go, and the next
-choice computes the prompt again.
+A choice shares with a sibling in a slot whose pages all lie on the primaries, where prompts are computed. When the last such sibling finishes, or
+moves away, while choices still wait, the prompt's pages are kept for them on their own account; under pressure they are the first to go, and the
+next choice computes the prompt again.
 """
 
 from __future__ import annotations
@@ -44,14 +44,15 @@ class SharedPrompts:
         return None, computing
 
     def keep(self, slot: int) -> None:
-        """Before a finished choice's pages go: keeps the prompt's, if choices wait that could share them with nobody else."""
+        """Before a choice's pages on the primaries go: keeps the prompt's, if choices wait that could share them with nobody else."""
         sequence = self._slots.sequences[slot]
         assert sequence is not None
         state = sequence.request
         elsewhere = sequence.group != state.group  # in a decode group, where nobody starts
         if elsewhere or state.request.n == 1 or state.cached_tokens == 0 or state.request.id in self.kept or not state.waits():
             return
-        alone = not any(one.slot >= 0 and one is not sequence for one in state.sequences)
+        others = [one.slot for one in state.sequences if one.slot >= 0 and one.group == state.group and one is not sequence]
+        alone = not any(self._slots.phase[other] == PREFILL or self._whole(other, state) for other in others)
         if alone and self._whole(slot, state):
             pages = self._prefix_of(slot, state)
             self._pools.share(pages, self._home)

@@ -134,6 +134,14 @@ class Slots:
         """The pages a slot holds: int32 [lanes, rows]."""
         return self.pages[slot, :, : self.room[slot] // self.page_tokens]
 
+    def full(self, slot: int) -> int:
+        """Rows of pages that are full, or will be by steps in flight."""
+        return int(self.computed[slot]) // self.page_tokens
+
+    def filled(self, slot: int) -> int:
+        """The same, with the row that is only begun."""
+        return -(-int(self.computed[slot]) // self.page_tokens)
+
     def _set_stops(self, slot: int, stops: tuple[int, ...]) -> None:
         if len(stops) > len(self.stops):
             more = np.full((len(stops) - len(self.stops), self.stops.shape[1]), -1, np.int32)

@@ -1,51 +1,63 @@
-"""Which running request is placed anew, because the pools are too far from the best balance.
+"""Which running requests are placed anew, because the pools are too far from the best balance.
 
 Every function takes the same numbers:
-    kv_heads: head groups of a request.
-    counts: int32 [requests, pools] head groups of each running request on each pool of a stage.
-    tokens: int64 [requests] their lengths; order: int64 [requests] larger arrived later.
-    pages_free: int64 [pools].
-    head_s, token_s, fixed_s: float64 [pools] as in policy/heads.py.
-and returns the request's index; -1: none.
+    kv_heads: head groups of a request; ranks: see policy/heads.py.
+    counts: int32 [requests, pools] head groups of each request that may move, on each pool of a stage.
+    tokens: int64 [requests] their lengths; rows: int64 [requests] pages that each head group of a request needs, one more than it has.
+    pools: what lies in each pool without these requests, and what it costs. `pages_free` beside what they have; negative: too much lies there.
+and returns the requests' indices: int64 [chosen].
 """
 
 from __future__ import annotations
 
 import numpy as np
 
-from hetserve.policy.row import Floats, Ints, Rebalance
-from hetserve.solve.minmax import State, ideal_s, split_one
+from hetserve.policy.pools import StagePools
+from hetserve.policy.row import Ints, Rebalance
+from hetserve.solve.minmax import ideal_s, on_one, split_one
+
+NOBODY = np.zeros(0, np.int64)
+NOBODY.setflags(write=False)
 
 
-def none(kv_heads: int, counts: Ints, tokens: Ints, order: Ints, pages_free: Ints, head_s: Floats, token_s: Floats, fixed_s: Floats) -> int:
+def none(kv_heads: int, ranks: int, counts: Ints, tokens: Ints, rows: Ints, pools: StagePools) -> Ints:
     """Nobody is."""
-    return -1
+    return NOBODY
 
 
 def drift(theta: float) -> Rebalance:
-    """Hetis 5.3.1: once the slowest pool takes more than (1 + theta) times the ideal, the request with the largest load there.
+    """Hetis 5.3.1: once the slowest pool takes more than (1 + theta) times the ideal, the request with the largest load there. Where the ideal is one
+    pool for everything, because several slow each other too much, all requests that have head groups elsewhere.
 
-    None where placing that request anew would not make the slowest pool faster, or there would be moves for nothing.
+    Nobody where that would not make the slowest pool faster, or there would be moves for nothing.
     """
 
-    def chosen(kv_heads: int, counts: Ints, tokens: Ints, order: Ints, pages_free: Ints, head_s: Floats, token_s: Floats, fixed_s: Floats) -> int:
-        held, cached = counts.sum(axis=0), tokens @ counts
-        now_s = held * head_s + cached * token_s + np.where(held > 0, fixed_s, 0.0)
-        slow = int(now_s.argmax())
-        if now_s[slow] <= (1 + theta) * ideal_s(float(held.sum()), float(cached.sum()), head_s, token_s, fixed_s):
-            return -1
-        loads_s = counts[:, slow] * (head_s[slow] + token_s[slow] * tokens)
-        victim = int(loads_s.argmax())
-        left = held - counts[victim]
-        busy = left > 0
-        load_s = left * head_s + (cached - counts[victim] * tokens[victim]) * token_s + np.where(busy, fixed_s, 0.0)
-        open_pools = np.where(pages_free + counts[victim] > 0, kv_heads, 0)  # how much fits is looked at by whoever places it
-        state = State(load_s, np.where(busy, 0.0, fixed_s), open_pools)
-        unit_s = head_s + token_s * tokens[victim]
-        split = split_one(kv_heads, 1, unit_s, 1, state)
+    def chosen(kv_heads: int, ranks: int, counts: Ints, tokens: Ints, rows: Ints, pools: StagePools) -> Ints:
+        unit_s = pools.unit_s(tokens)
+        all_of_it = pools._replace(held=pools.held + counts.sum(axis=0), cached=pools.cached + tokens @ counts)
+        now = all_of_it.state()
+        now_s = now.slowest_s()
+        others = _with_room(pools, (rows - 1) @ counts).state()
+        only, only_s = on_one(ranks, kv_heads * unit_s.sum(axis=0), kv_heads * int(rows.sum()), others)
+        slowed = pools.head_s * pools.shared, pools.token_s * pools.shared, pools.fixed_s
+        split_s = ideal_s(float(all_of_it.held.sum()), float(all_of_it.cached.sum()), ranks, *slowed)
+        if now_s <= (1 + theta) * min(only_s, split_s):
+            return NOBODY
+        if only_s <= split_s:
+            return np.flatnonzero(counts[:, only] < kv_heads)
+        slow = int(now.load_s.argmax())
+        victim = int((counts[:, slow] * unit_s[:, slow]).argmax())
+        left = all_of_it._replace(held=all_of_it.held - counts[victim], cached=all_of_it.cached - counts[victim] * tokens[victim])
+        after = _with_room(left, (rows[victim] - 1) * counts[victim]).state()
+        split = split_one(kv_heads // ranks, ranks, unit_s[victim], int(rows[victim]), after)
         if split is None:
-            return -1
-        state.put(split, unit_s[None], np.ones(1, np.int64))
-        return victim if state.load_s.max() < now_s[slow] * (1 - 1e-6) else -1
+            return NOBODY
+        after.put(split, unit_s[[victim] * ranks], rows[[victim] * ranks])
+        return np.array([victim]) if after.slowest_s() < now_s * (1 - 1e-6) else NOBODY
 
     return chosen
+
+
+def _with_room(pools: StagePools, pages: Ints) -> StagePools:
+    """The pools with `pages` [pools] more free."""
+    return pools._replace(pages_free=np.maximum(pools.pages_free + pages, 0))

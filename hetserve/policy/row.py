@@ -8,14 +8,16 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from hetserve.policy.pools import StagePools
+
 Ints = NDArray[np.integer]
 Int32s = NDArray[np.int32]
 Floats = NDArray[np.float64]
 
 Route = Callable[[Ints, Ints, Floats], int]  # see policy/route.py
 Batch = Callable[[int, Ints], list[int]]  # see policy/batch.py
-Heads = Callable[[int, int, Ints, Ints, Ints, Ints, Ints, Floats, Floats, Floats], Int32s]  # see policy/heads.py
-Rebalance = Callable[[int, Ints, Ints, Ints, Ints, Floats, Floats, Floats], int]  # see policy/rebalance.py
+Heads = Callable[[int, int, Ints, Ints, StagePools], Int32s]  # see policy/heads.py
+Rebalance = Callable[[int, int, Ints, Ints, Ints, StagePools], Ints]  # see policy/rebalance.py
 Evict = Callable[[Ints], int]  # see policy/evict.py
 
 

@@ -49,6 +49,7 @@ class SimGroup:
         self.computed = np.zeros(slots, np.int64)  # tokens whose KV is there
         self.left = np.zeros(slots, np.int64)  # tokens the answer still has to come
         self.busy_s = 0.0  # of the busiest stage
+        self.spans_s: list[tuple[float, float]] = []  # when each stage began and ended the last step
         self._busy_s = np.zeros(len(stages))
         self._free_at_s = np.zeros(len(stages))
 
@@ -58,9 +59,11 @@ class SimGroup:
         rows = np.flatnonzero(self.standing)
         sampled = np.concatenate([rows, step.chunk_slots[step.chunk_samples == 1]])
         begun_s = done_s = max(now_s, float(self._free_at_s[0]))
+        self.spans_s.clear()
         for number in range(len(self._stages)):
             stage_s = self._stage_s(number, step, rows, len(sampled))
             done_s = max(done_s, float(self._free_at_s[number])) + stage_s
+            self.spans_s.append((done_s - stage_s, done_s))
             self._free_at_s[number] = done_s
             self._busy_s[number] += stage_s
         self.busy_s = float(self._busy_s.max())
@@ -69,6 +72,16 @@ class SimGroup:
         self.left[sampled] -= 1
         tokens = np.where(self.left[sampled] == 0, END, MORE).astype(np.int32)
         return tokens, done_s, done_s - begun_s
+
+    def behind_s(self, pool: int, layers: int, move_s: float) -> float:
+        """When a move is done that follows the last step from a pool and takes `move_s` by itself, an even share of it each of its layers.
+
+        The stage passes its layers evenly too, and a layer is sent once it is passed and the one before it is there. So the last one leaves when the
+        stage is done, or, where the wire is slower, all leave one after another from when the first is passed.
+        """
+        begun_s, done_s = next(span for pools, span in zip(self._pools, self.spans_s, strict=True) if pool in pools)
+        layer_s = (done_s - begun_s) / layers
+        return max(done_s + move_s / layers, begun_s + layer_s + move_s)
 
     def _apply(self, step: RunStep) -> None:
         self.standing[step.ends] = False
@@ -92,11 +105,12 @@ class SimGroup:
         return dense_s + max(self._attention_s(number, rows))
 
     def _attention_s(self, number: int, rows: NDArray[np.int64]) -> list[float]:
-        """Decode attention on each of a stage's pools."""
-        seconds = []
+        """Decode attention on each of a stage's pools, which slow each other as soon as two of them hold something."""
+        held, seconds = [], []
         for pool, cost in zip(self._pools[number], self._stages[number].heads, strict=True):
             heads = (self.placement[rows] == pool).sum(1)
-            held = int(heads.sum())
-            cached = int((heads * self.computed[rows]).sum())
-            seconds.append(cost.head_s * held + cost.token_s * cached + cost.fixed_s if held else 0.0)
-        return seconds
+            held.append(int(heads.sum()))
+            seconds.append(cost.head_s * held[-1] + cost.token_s * int((heads * self.computed[rows]).sum()))
+        alone = sum(count > 0 for count in held) == 1
+        costs = zip(seconds, held, self._stages[number].heads, strict=True)
+        return [own_s * (1 if alone else cost.shared) + cost.fixed_s if count else 0.0 for own_s, count, cost in costs]

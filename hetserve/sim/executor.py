@@ -1,6 +1,8 @@
 """The simulator: an executor whose workers are formulas and whose clock is a number. The same arrivals always give the same run.
 
 Events happen in the order (time, priority, number): at one instant steps end before requests arrive. It knows how long answers are.
+
+A move takes its time whatever else is under way. One that follows a step ends when the step's last layer has been sent (see `SimGroup.behind_s`).
 """
 
 from __future__ import annotations
@@ -78,6 +80,7 @@ class SimExecutor:
         outputs = {number: arrival.output_tokens for number, arrival in enumerate(arrivals)}
         self.groups = [SimGroup(max_seqs, stages, kv_heads, outputs) for stages in groups]
         self._move_s = move_s
+        self._following: dict[tuple[int, int], list[MoveKv]] = {}  # (group, step) -> moves behind it, which come before it
         self.outcomes = [[Outcome(one.at_s, one.prompt_tokens) for _ in range(one.n)] for one in arrivals]
         self.now_s = 0.0
         self.events_seen = 0
@@ -99,9 +102,7 @@ class SimExecutor:
         """Carries out one command."""
         match command:
             case RunStep():
-                tokens, done_s, step_s = self.groups[command.group].run(command, self.now_s)
-                step, group = command.step, command.group
-                self._push(done_s, STEP_ENDS, lambda at_s, seq: StepDone(at_s, seq, step, group, tokens, step_s))
+                self._run(command)
             case Tokens():
                 for request, choice in zip(command.requests, command.choices, strict=True):
                     self.outcomes[request][choice].token_s.append(self.now_s)
@@ -115,9 +116,22 @@ class SimExecutor:
                     self.ended += 1
             case WakeAt():
                 self._push(command.at_s, WAKES, Woke)
+            case MoveKv() if command.step >= 0:
+                self._following.setdefault((command.source.group, command.step), []).append(command)
             case MoveKv():
-                move = command.move
-                self._push(self.now_s + self._move_s(command), MOVE_ENDS, lambda at_s, seq: MoveDone(at_s, seq, move, True))
+                self._end_move(command, self.now_s + self._move_s(command))
+
+    def _run(self, command: RunStep) -> None:
+        """Runs a step and the moves that follow it."""
+        step, group = command.step, self.groups[command.group]
+        tokens, done_s, step_s = group.run(command, self.now_s)
+        self._push(done_s, STEP_ENDS, lambda at_s, seq: StepDone(at_s, seq, step, command.group, tokens, step_s))
+        for move in self._following.pop((command.group, step), ()):
+            layers = move.layers[1] - move.layers[0]
+            self._end_move(move, group.behind_s(move.source.pool, layers, self._move_s(move)))
+
+    def _end_move(self, move: MoveKv, at_s: float) -> None:
+        self._push(at_s, MOVE_ENDS, lambda at_s, seq: MoveDone(at_s, seq, move.move, True))
 
     def _push(self, at_s: float, priority: int, make: Make) -> None:
         heapq.heappush(self._heap, (at_s, priority, self._pushed, make))

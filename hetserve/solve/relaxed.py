@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.optimize import linprog
-from scipy.sparse import coo_matrix
+from scipy.optimize import Bounds, LinearConstraint, milp
 
 from hetserve.solve.minmax import NO_SPACE, State
 
@@ -29,17 +28,19 @@ def relaxed(units: int, homes: int, unit_s: Floats, pages: Ints, load_s: Floats,
     job, rank, pool = np.indices((requests, homes, pools)).reshape(3, -1)
     own = (pool >= homes) | (pool == rank)
     job, rank, pool = job[own], rank[own], pool[own]
-    count = len(job)
+    count, columns = len(job), np.arange(len(job))
     scale = max(float(unit_s.mean()) * units, 1e-300)  # of order 1 for the solver
-    columns = np.arange(count)
-    rows = np.concatenate([pool, np.arange(pools), pools + pool])
-    values = np.concatenate([unit_s[job, pool] / scale, np.full(pools, -1.0), pages[job].astype(float)])
-    at_most = coo_matrix((values, (rows, np.concatenate([columns, np.full(pools, count), columns]))), shape=(2 * pools, count + 1))
-    whole = coo_matrix((np.ones(count), (job * homes + rank, columns)), shape=(requests * homes, count + 1))
+    time, room, whole = slice(0, pools), slice(pools, 2 * pools), slice(2 * pools, None)
+    sums = np.zeros((2 * pools + requests * homes, count + 1))  # the last column is the time looked for
+    sums[time][pool, columns], sums[time, count] = unit_s[job, pool] / scale, -1.0
+    sums[room][pool, columns] = pages[job]
+    sums[whole][job * homes + rank, columns] = 1.0
+    most = np.concatenate([-load_s / scale, free, np.full(requests * homes, units)])
+    least = np.full(len(most), -np.inf)
+    least[whole] = units
     prices = np.append(np.where(pool >= homes, AWAY / (requests * homes * units), 0.0), 1.0)
-    limits = np.concatenate([-load_s / scale, free.astype(float)])
-    bounds = [(0, units)] * count + [(float(load_s.max()) / scale, None)]
-    answer = linprog(prices, at_most.tocsr(), limits, whole.tocsr(), np.full(requests * homes, float(units)), bounds, method="highs")
+    bounds = Bounds(np.append(np.zeros(count), load_s.max() / scale), np.append(np.full(count, units), np.inf))
+    answer = milp(prices, bounds=bounds, constraints=LinearConstraint(sums, least, most))  # nothing in it must be whole: a linear program
     if answer.status != 0:
         return None
     parts = np.zeros((requests, homes, pools))

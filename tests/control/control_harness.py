@@ -7,6 +7,7 @@ stored at which place of which prefix; a worker that finds anything else in its 
 from __future__ import annotations
 
 import zlib
+from collections import Counter
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -37,10 +38,10 @@ COST = StepCost(fixed_s=1e-3, token_s=1e-5, weights_s=1e-3, context_s=1e-7, pair
 PAGE_TOKENS = 4
 
 
-def stage(device: str, pages: tuple[int, ...], layers: tuple[int, int] = (0, 1)) -> StageConfig:
-    """A stage on `device`, whose further pools are those of attention workers named after it."""
+def stage(device: str, pages: tuple[int, ...], layers: tuple[int, int] = (0, 1), ranks: int = 1) -> StageConfig:
+    """A stage on `device`, whose further pools are those of other ranks' primaries, then of attention workers, all named after it."""
     pools = tuple(PoolConfig(device + "abcdef"[i] * (i > 0), count, HeadCost(1e-6, 1e-8, 1e-5 * i, "test")) for i, count in enumerate(pages))
-    return StageConfig(layers, pools, COST)
+    return StageConfig(layers, pools, COST, ranks)
 
 
 def config(pages: int = 64, heads: int = 2, devices: int = 1, stages: int = 1, **changes) -> ControllerConfig:
@@ -80,7 +81,8 @@ class Worker:
         spec = config.groups[group]
         self.vocab, self.size, self.heads = vocab, config.page_tokens, config.kv_heads * len(spec.stages)
         firsts = np.cumsum([0, *(len(one.pools) for one in spec.stages[:-1])])
-        self.home = np.repeat(firsts, config.kv_heads)  # [lanes]
+        ranks = [np.arange(config.kv_heads) * one.ranks // config.kv_heads for one in spec.stages]
+        self.home = (firsts[:, None] + ranks).ravel()  # [lanes]
         slots, most = config.max_seqs, config.max_model_len
         self.tokens: list[list[int] | None] = [None] * slots
         self.computed = [0] * slots
@@ -185,7 +187,10 @@ class World:
         self.controller = Controller(config, policies)
         self.workers = [Worker(config, group, vocab) for group in range(len(config.groups))]
         self.pending: list[list[RunStep]] = [[] for _ in config.groups]
+        self.sampled: list[list[list[int]]] = [[] for _ in config.groups]  # by the first of these steps, which have been run and not reported
+        self.passed = [-1 for _ in config.groups]  # the last step that was run
         self.moves: list[MoveKv] = []  # not carried out
+        self.shipped: Counter[str] = Counter()  # moves behind steps, by what became of them
         self.requests: dict[int, Request] = {}
         self.answers: dict[tuple[int, int], Answer] = {}
         self.rejected: dict[int, Reject] = {}
@@ -201,6 +206,10 @@ class World:
         commands = self.controller.handle(event)
         self.log.append((event, commands))
         self.bytes.append([MESSAGES.encode(command) for command in commands])
+        for index, command in enumerate(commands):
+            if isinstance(command, MoveKv) and command.step >= 0:
+                later = {(one.group, one.step) for one in commands[index:] if isinstance(one, RunStep)}
+                assert (command.source.group, command.step) in later, "a worker hears of a move behind a step before it is busy with the step"
         for command in commands:
             self._carry_out(command)
         self.controller.check()
@@ -214,15 +223,27 @@ class World:
             self.answers[request.id, choice] = Answer()
         return self.send(Arrived, request)
 
+    def run(self, group: int = 0) -> None:
+        """The next step in flight is through all layers; it is not reported yet."""
+        step = self.pending[group][len(self.sampled[group])]
+        self.sampled[group].append(self.workers[group].run(step))
+        self.passed[group] = step.step
+
     def complete(self, group: int = 0):
         """The oldest step in flight is done."""
-        step = self.pending[group].pop(0)
-        tokens = self.workers[group].run(step)
+        if not self.sampled[group]:
+            self.run(group)
+        step, tokens = self.pending[group].pop(0), self.sampled[group].pop(0)
         return self.send(StepDone, step.step, group, np.array(tokens, np.int32), 0.001)
 
     def move(self, index: int = 0, ok: bool = True):
-        """One of the moves under way is done, or fails half done."""
+        """One of the moves under way is done, which its step is then too, or fails half done."""
         command = self.moves.pop(index)
+        if command.step >= 0:
+            while ok and self.passed[command.source.group] < command.step:
+                self.run(command.source.group)
+            reported = not any(step.step == command.step for step in self.pending[command.source.group])
+            self.shipped["failed" if not ok else "late" if reported else "before the step's report"] += 1
         source, target = (self.workers[place.group].memory[place.pool] for place in (command.source, command.target))
         assert command.pages_from.shape == command.pages_to.shape
         columns = slice(None) if ok else slice(None, None, 2)
@@ -239,9 +260,10 @@ class World:
         """A pool's device is gone; with a primary the whole group, and the group it works with."""
         spec = self.config.groups[group]
         device = spec.pools[pool].device
-        if any(device == one.pools[0].device for one in spec.stages):
+        if any(device == primary.device for one in spec.stages for primary in one.primaries):
             for number in [group] if spec.role == "mixed" else range(len(self.pending)):
                 self.pending[number].clear()
+                self.sampled[number].clear()
                 self.moves = [move for move in self.moves if number not in (move.source.group, move.target.group)]
         else:
             self.workers[group].memory[pool][:] = -1  # what steps in flight read there is nonsense
@@ -252,7 +274,7 @@ class World:
     def rejoin(self, group: int = 0, pool: int = 0):
         spec = self.config.groups[group]
         device = spec.pools[pool].device
-        if any(device == one.pools[0].device for one in spec.stages):
+        if any(device == primary.device for one in spec.stages for primary in one.primaries):
             for number in [group] if spec.role == "mixed" else range(len(self.pending)):
                 self.workers[number] = Worker(self.config, number, self.vocab)
         else:
@@ -273,8 +295,8 @@ class World:
         raise AssertionError("it never ends")
 
     def longest(self) -> int:
-        least = min(stage.pools[0].pages for group in self.config.groups for stage in group.stages)
-        capacity = least // self.config.kv_heads * self.config.page_tokens
+        heads, stages = self.config.kv_heads, [stage for group in self.config.groups for stage in group.stages]
+        capacity = min(pool.pages // (heads // stage.ranks) for stage in stages for pool in stage.primaries) * self.config.page_tokens
         return min(self.config.max_model_len, capacity)
 
     def expect_answers(self) -> None:
@@ -340,7 +362,9 @@ def tell(command) -> str:
             return f"finish r{command.request}.{command.choice} {command.reason} after {command.tokens}" + (f": {command.why}" if command.why else "")
         case MoveKv():
             ends = f"pool {command.source.group}.{command.source.pool} to {command.target.group}.{command.target.pool}"
-            return f"move {command.move}: r{command.request}.{command.choice} heads {command.heads.tolist()}, {ends}"
+            behind = f", behind step {command.step}" if command.step >= 0 else ""
+            what = f"{command.pages_from.shape[1]} pages of heads {command.heads.tolist()}"
+            return f"move {command.move}: r{command.request}.{command.choice} {what}, {ends}{behind}"
         case Reject():
             return f"reject r{command.request}{' for now' if command.retry else ''}: {command.why}"
     raise AssertionError(command)

@@ -9,7 +9,8 @@ import pytest
 from control_harness import World, config, expected, splitwise, stage
 
 from hetserve.control.config import GroupConfig
-from hetserve.control.messages import Request, RunStep, StepDone
+from hetserve.control.messages import MoveKv, Request, RunStep, StepDone
+from hetserve.policy.pools import StagePools
 from hetserve.policy.row import Policies
 from hetserve.systems import UNIFORM
 
@@ -205,13 +206,14 @@ def test_policies_are_asked_with_numbers_only() -> None:
 
     def watch(policy):
         def asked(*numbers):
-            seen.extend(numbers)
+            for number in numbers:
+                seen.extend(number if isinstance(number, StagePools) else [number])
             return policy(*numbers)
 
         return asked
 
     policies = Policies(*(watch(getattr(UNIFORM, name)) for name in ("route", "batch", "heads", "rebalance", "evict")))
-    world = World(config(pages=2 * 8), policies=policies)
+    world = World(config(pages=2 * 8, devices=2), policies=policies)
     for _ in range(3):
         world.arrive(9, 15)
     world.run_out()
@@ -229,18 +231,19 @@ def placed(*placements: list[int]) -> Policies:
     return replace(UNIFORM, heads=heads)
 
 
-def test_heads_move_to_an_attention_worker_while_their_request_decodes() -> None:
+def test_heads_of_a_running_request_move_while_it_decodes() -> None:
     """Full pages first; then the request sits out one step, its last page follows, and the next step is told."""
-    world = World(config(heads=2, devices=2, depth=1, max_model_len=40), policies=placed([1, 1]))
+    world = World(config(heads=2, devices=2, depth=1, max_model_len=40))
     world.arrive(11, 9)
-    assert not world.moves
     world.complete()
-    assert [move.pages_from.shape for move in world.moves] == [(1, 2)]
+    assert world.controller.groups[0].moves.begin(0, np.array([0, 1], np.int32)) and not world.moves
+    world.complete()
+    assert [(move.pages_from.shape, move.step) for move in world.moves] == [((1, 3), -1)]
     world.complete()
     world.move()
     assert not world.moves and world.pending[0], "its step in flight comes first"
     world.complete()
-    assert [move.pages_from.shape for move in world.moves] == [(1, 2)] and not world.pending[0]
+    assert [(move.pages_from.shape, move.step) for move in world.moves] == [((1, 1), -1)] and not world.pending[0]
     (step,) = world.move()
     assert [(one.slot, one.lanes.tolist(), one.pools.tolist()) for one in step.replaces] == [(0, [1], [1])]
     assert world.controller.groups[0].pools.free_each().tolist() == [64 - 4, 64 - 4]
@@ -248,16 +251,109 @@ def test_heads_move_to_an_attention_worker_while_their_request_decodes() -> None
     world.expect_answers()
 
 
-def test_a_failed_move_leaves_everything_as_it_was() -> None:
-    world = World(config(heads=2, devices=2, depth=1), policies=placed([1, 1]))
-    world.arrive(11, 9)
+def shipping(**changes) -> World:
+    """A group whose second head group goes to its attention worker; its steps take 8 tokens."""
+    return World(config(heads=2, devices=2, max_step_tokens=8, **changes), policies=placed([1, 1]))
+
+
+def beside_another(world: World) -> None:
+    """r0 decodes, and the step that ends r1's prompt is in flight."""
+    world.arrive(3, 40)
     world.complete()
-    world.move(ok=False)
-    assert world.controller.groups[0].pools.free_each()[1] == 64
-    assert world.controller.counts()["moves_failed_total"] == 1
+    world.move()
+    world.arrive(11, 9)
+    while not any(1 in step.chunk_slots[step.chunk_samples == 1] for step in world.pending[0]):
+        world.complete()
+    assert [move.request for move in world.moves] == [1, 1]
+
+
+def test_a_request_decodes_only_where_its_prompt_was_shipped_to() -> None:
+    """Its first token is told meanwhile, and nobody else waits."""
+    world = shipping(max_seqs=3)
+    beside_another(world)
+    while not world.answers[1, 0].tokens:
+        world.complete()
+    for _ in range(5):
+        assert len(world.pending[0]) == 2 and all(1 not in step.joins for step in world.pending[0])
+        world.complete()
+    world.move()
+    world.move()
+    step = world.complete()[0]
+    assert [(one.slot, one.lanes.tolist(), one.pools.tolist()) for one in step.replaces] == [(1, [1], [1])] and step.joins.tolist() == [1]
     world.run_out()
     world.expect_answers()
-    assert world.answers[0, 0].reason == "length"
+
+
+def test_a_request_whose_prompt_arrives_with_its_last_chunk_misses_no_step_it_could_have_taken() -> None:
+    """The last layers are there before the step is reported, so the next step to be sent has the request in its new place."""
+    world = shipping(max_seqs=3)
+    beside_another(world)
+    world.move()
+    world.move()
+    assert not world.answers[1, 0].tokens
+    step = world.complete()[0]
+    assert [one.slot for one in step.replaces] == [1] and step.joins.tolist() == [1]
+    world.run_out()
+    world.expect_answers()
+
+
+def test_a_failed_move_leaves_everything_as_it_was() -> None:
+    """The request decodes at home at once, whichever of its moves fails."""
+    for failed in (0, 1):
+        world = shipping(depth=1)
+        world.arrive(11, 9)
+        world.complete()
+        world.complete()
+        assert len(world.moves) == 2 and not world.pending[0]
+        world.move(failed, ok=False)
+        assert world.controller.counts()["moves_failed_total"] == 1
+        assert world.pending[0], "it does not wait for the other one"
+        assert world.controller.groups[0].pools.free_each()[1] == 64 - 3, "whose pages are still written to"
+        world.move()
+        assert world.controller.groups[0].pools.free_each()[1] == 64
+        world.run_out()
+        world.expect_answers()
+        assert world.answers[0, 0].reason == "length"
+
+
+@pytest.mark.parametrize("how", ["cancelled", "stopped", "target lost", "source lost", "preempted"])
+def test_what_is_shipped_for_a_request_that_goes_away(how) -> None:
+    """In the middle of its prompt, or with its first token. Its pages come back on both sides once nothing writes to them any more."""
+    world = shipping(depth=1)
+    world.arrive(11, 9, stop_token_ids=(3,) if how == "stopped" else ())
+    group = world.controller.groups[0]
+    world.complete()
+    if how == "stopped":
+        world.complete()
+        assert world.answers[0, 0].reason == "stop"
+    elif how == "cancelled":
+        world.cancel(0)
+    elif how == "preempted":
+        group.preempt(0)
+    else:
+        world.lose(pool=int(how == "target lost"))
+        if how == "target lost":
+            assert not world.moves and group.pools.free_each().tolist() == [64 - 6, 64]
+            world.run_out()
+            assert world.answers[0, 0].reason == "length"
+            world.expect_answers()
+    if how in ("stopped", "cancelled", "preempted"):
+        assert group.slots.phase[0] > 2 and group.pools.free_each().tolist() == [64 - 6, 64 - 3]
+    world.run_out()
+    assert group.pools.free_each().tolist() == [64, 64] and not group.moves.active
+    world.expect_answers()
+
+
+def test_choices_share_a_prompt_that_has_moved_away() -> None:
+    """One slot of two is taken, so the second choice waits until the first is far away; the prompt's pages are kept at home for it."""
+    world = shipping(max_seqs=2)
+    world.arrive(3, 20)
+    world.arrive(9, 4, n=2)
+    world.run_out()
+    starts = [start for _, commands in world.log for step in commands if isinstance(step, RunStep) for start in step.starts]
+    assert [(start.request, start.choice, start.cached_tokens) for start in starts] == [(0, 0, 0), (1, 0, 0), (1, 1, 8)]
+    assert world.controller.groups[0].moves.done == 3
+    world.expect_answers()
 
 
 def test_a_full_attention_worker_is_relieved_before_anybody_is_preempted() -> None:
@@ -270,17 +366,50 @@ def test_a_full_attention_worker_is_relieved_before_anybody_is_preempted() -> No
     world.expect_answers()
 
 
-def test_a_request_is_handed_over_once_its_first_token_is_known() -> None:
-    world = World(splitwise(depth=1))
-    world.arrive(7, 5)
-    assert world.pending[0] and not world.pending[1]
-    commands = world.complete(0)
-    assert [type(command).__name__ for command in commands] == ["MoveKv", "Tokens"]
-    (step,) = world.move()
-    assert step.group == 1 and step.starts[0].cached_tokens == 7 and len(step.starts[0].tokens) == 8
+def test_a_request_is_handed_over_once_its_first_token_is_known_and_its_prompt_is_there() -> None:
+    for last in ("move", "complete"):
+        world = World(splitwise(depth=1))
+        world.arrive(7, 5)
+        assert world.pending[0] and not world.pending[1] and [move.step for move in world.moves] == [0]
+        world.run(0)
+        first, second = (world.complete, world.move) if last == "move" else (world.move, world.complete)
+        assert not [one for one in first() if isinstance(one, RunStep)]
+        (step, *_) = second()
+        assert step.group == 1 and step.starts[0].cached_tokens == 7 and len(step.starts[0].tokens) == 8
+        world.run_out()
+        world.expect_answers()
+        assert world.answers[0, 0].reason == "length"
+
+
+def test_a_prompt_without_room_in_the_decode_group_is_handed_over_when_there_is_some() -> None:
+    """r0 takes 6 of the decode group's 8 pages, so r1 is copied when r0 is over; r2, which would fit beside r0, does not overtake it."""
+    groups = (GroupConfig((stage("first", (64,)),), "prefill"), GroupConfig((stage("second", (8,)),), "decode"))
+    world = World(replace(config(heads=1, depth=1, max_step_tokens=40), groups=groups))
+    for prompt in (20, 14, 2):
+        world.arrive(prompt, 3)
+    for _ in range(2):
+        world.complete(0)
+    assert [(move.request, move.step) for move in world.moves] == [(0, 0)] and not world.pending[0]
+    world.run_out()
+    moves = [(one.request, one.step) for _, commands in world.log for one in commands if isinstance(one, MoveKv)]
+    assert moves == [(0, 0), (1, -1), (2, -1)]
+    world.expect_answers()
+    assert all(answer.reason == "length" for answer in world.answers.values())
+
+
+def test_a_failed_handoff_is_tried_again() -> None:
+    """From the start, as the pages were given back meanwhile."""
+    world = World(splitwise(depth=1, max_step_tokens=8))
+    world.arrive(15, 5)
+    world.complete(0)
+    world.move(ok=False)
+    assert [(move.pages_from.shape, move.step) for move in world.moves] == [((2, 2), 1)]
+    world.move(0, ok=False)
+    assert world.controller.groups[1].pools.free_each().tolist() == [64] and not world.moves
+    world.complete(0)
+    assert [(move.pages_from.shape, move.step) for move in world.moves] == [((2, 4), -1)]
     world.run_out()
     world.expect_answers()
-    assert world.answers[0, 0].reason == "length"
 
 
 def test_nobody_starts_before_a_step_has_a_token_for_them() -> None:

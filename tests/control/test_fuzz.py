@@ -12,11 +12,15 @@ from control_harness import World, config, expected, splitwise
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from hetserve.control.messages import MoveKv, RunStep, WorkerLost
+from hetserve.control.states import LEAVING
 from hetserve.policy.row import Policies
 from hetserve.systems import UNIFORM
 
 ALL = ("arrive", "complete", "stop", "cancel", "lose", "rejoin")
 QUIET = ("arrive", "complete")
+DEALT = (*ALL, "deal", "deal")
+LOSSES = ("lose", "lose")
 
 
 @st.composite
@@ -41,18 +45,21 @@ def shapes(draw, devices=1, stages=1, make=config):
 class Life:
     """Random actions on a world, from a seed."""
 
-    def __init__(self, world: World, seed: int, kinds: tuple[str, ...], pool: int = 0) -> None:
-        self.world, self.kinds, self.pool = world, kinds, pool
+    def __init__(self, world: World, seed: int, kinds: tuple[str, ...], pool: int = 0, group: int = 0) -> None:
+        self.world, self.kinds, self.lost = world, kinds, {"group": group, "pool": pool}
         self.random = random.Random(seed)
         self.busy = self.random.choice([0.3, 0.7, 0.9])  # how often the next thing is a step's end
         self.down = False
 
     def live(self, actions: int) -> World:
         for _ in range(actions):
-            kind = "complete" if self.random.random() < self.busy else self.random.choice(self.kinds)
-            getattr(self, kind)()
+            self.act()
         self.world.run_out()
         return self.world
+
+    def act(self) -> None:
+        kind = "complete" if self.random.random() < self.busy else self.random.choice(self.kinds)
+        getattr(self, kind)()
 
     def arrive(self) -> None:
         draw = self.random
@@ -61,9 +68,13 @@ class Life:
         self.world.arrive(prompt, draw.choice([1, 2, 8, 20, 60]), **options)
 
     def complete(self) -> None:
-        """A step is done, or a move."""
+        """A step is done, or through all layers and not reported, or a move is done."""
         groups = [group for group, steps in enumerate(self.world.pending) if steps]
-        if self.world.moves and self.random.random() < 0.5:
+        behind = [group for group in groups if len(self.world.sampled[group]) < len(self.world.pending[group])]
+        early = self.random.random() < 0.1  # drawn in any case: what else happens is the same for one and two steps in flight
+        if early and behind:
+            self.world.run(behind[-1])
+        elif self.world.moves and self.random.random() < 0.5:
             self.world.move(self.random.randrange(len(self.world.moves)), ok=self.random.random() < 0.9)
         elif groups:
             self.world.complete(groups[0] if len(groups) == 1 else self.random.choice(groups))
@@ -78,14 +89,19 @@ class Life:
     def cancel(self) -> None:
         self.world.cancel(self.random.randint(0, len(self.world.requests)))
 
+    def deal(self) -> None:
+        """Some running sequence's head groups are dealt anew, as they would be to make room."""
+        dispatcher = self.world.controller.groups[0].dispatcher
+        dispatcher.replace(self.random.randrange(self.world.config.max_seqs))
+
     def lose(self) -> None:
         if not self.down and self.random.random() < 0.1:
-            self.world.lose(pool=self.pool)
+            self.world.lose(**self.lost)
             self.down = True
 
     def rejoin(self) -> None:
         if self.down:
-            self.world.rejoin(pool=self.pool)
+            self.world.rejoin(**self.lost)
             self.down = False
 
 
@@ -118,11 +134,11 @@ def at_random(seed: int) -> Policies:
     """A placement of its own for every request whenever it is asked for, with room or not; somebody is re-placed at every look."""
     rng = np.random.default_rng(seed)
 
-    def heads(kv_heads, ranks, tokens, rows, held, *_):
-        draws = rng.integers(0, len(held), (len(tokens), kv_heads))
-        return np.stack([(draws == pool).sum(1) for pool in range(len(held))], 1)[:, None].astype(np.int32)
+    def heads(kv_heads, ranks, tokens, rows, pools):
+        draws = rng.integers(0, len(pools.held), (len(tokens), kv_heads))
+        return np.stack([(draws == pool).sum(1) for pool in range(len(pools.held))], 1)[:, None].astype(np.int32)
 
-    return replace(UNIFORM, heads=heads, rebalance=lambda kv_heads, counts, *_: int(rng.integers(-1, len(counts))))
+    return replace(UNIFORM, heads=heads, rebalance=lambda kv_heads, ranks, counts, *_: np.flatnonzero(rng.random(len(counts)) < 1 / len(counts)))
 
 
 def finished(world: World) -> bool:
@@ -134,7 +150,7 @@ def finished(world: World) -> bool:
 @given(st.integers(2, 3).flatmap(lambda devices: shapes(devices)), st.integers(0, 2**32), st.integers(0, 250), st.sampled_from([0, 1]))
 def test_heads_moved_at_random_between_several_devices(shape, seed, actions, pool) -> None:
     """Pools run out one by one, moves fail, a primary or an attention worker goes and comes back, and still everybody ends with the right text."""
-    world = Life(World(shape, policies=at_random(seed)), seed, ALL, pool).live(actions)
+    world = Life(World(shape, policies=at_random(seed)), seed, DEALT, pool).live(actions)
     world.expect_answers()
     assert finished(world)
 
@@ -142,7 +158,7 @@ def test_heads_moved_at_random_between_several_devices(shape, seed, actions, poo
 @settings(max_examples=100)
 @given(shapes(devices=2), st.integers(0, 2**32), st.integers(0, 150))
 def test_a_lost_attention_worker_ends_nobody(shape, seed, actions) -> None:
-    kinds = ("arrive", "complete", "lose", "rejoin")
+    kinds = ("arrive", "complete", "deal", "lose", "rejoin")
     world = Life(World(replace(shape, max_waiting=1000), policies=at_random(seed)), seed, kinds, pool=1).live(actions)
     for (number, choice), answer in world.answers.items():
         if number not in world.rejected:
@@ -152,15 +168,15 @@ def test_a_lost_attention_worker_ends_nobody(shape, seed, actions) -> None:
 @settings(max_examples=100)
 @given(st.tuples(st.integers(1, 2), st.integers(2, 3)).flatmap(lambda both: shapes(*both)), st.integers(0, 2**32), st.integers(0, 200))
 def test_several_stages(shape, seed, actions) -> None:
-    world = Life(World(shape, policies=at_random(seed)), seed, ALL).live(actions)
+    world = Life(World(shape, policies=at_random(seed)), seed, DEALT).live(actions)
     world.expect_answers()
     assert finished(world)
 
 
 @settings(max_examples=150)
-@given(shapes(make=splitwise), st.integers(0, 2**32), st.integers(0, 250))
-def test_prompts_in_one_group_and_answers_in_another(shape, seed, actions) -> None:
-    world = Life(World(shape), seed, ALL).live(actions)
+@given(shapes(make=splitwise), st.integers(0, 2**32), st.integers(0, 250), st.sampled_from([0, 1]))
+def test_prompts_in_one_group_and_answers_in_another(shape, seed, actions, group) -> None:
+    world = Life(World(shape), seed, ALL, group=group).live(actions)
     world.expect_answers()
     assert finished(world)
 
@@ -192,12 +208,47 @@ def test_the_fuzz_reaches_the_rare_paths() -> None:
     assert min(preemptions, shared, kept, dropped) > 10 and most == 2, (preemptions, shared, kept, dropped, most)
 
 
+def count_shipments(life: Life) -> Counter[str]:
+    """Lives, and counts what becomes of prompts that follow their chunks."""
+    world = life.world
+    movers = [*(group.moves for group in world.controller.groups), *world.controller._handoffs]
+    totals: Counter[str] = Counter()
+    shared: set[tuple[int, int]] = set()
+    for _ in range(150):
+        heard, following = len(world.log), any(move.step >= 0 for move in world.moves)
+        life.act()
+        for event, commands in world.log[heard:]:
+            totals["a device lost"] += isinstance(event, WorkerLost) and following
+            starts = [start for step in commands if isinstance(step, RunStep) for start in step.starts]
+            shared |= {(start.request, start.choice) for start in starts if start.cached_tokens}
+            moves = [command for command in commands if isinstance(command, MoveKv)]
+            totals["with shared pages"] += sum(move.step >= 0 and (move.request, move.choice) in shared for move in moves)
+            totals["behind no step"] += sum(move.step < 0 for move in moves)
+        given_up = [move for mover in movers for move in mover.active.values() if move.over]
+        totals["given up"] += any(world.controller.groups[0].slots.phase[move.slot] >= LEAVING for move in given_up)
+    world.run_out()
+    world.expect_answers()
+    assert finished(world)
+    return totals + world.shipped + Counter(world.controller.counts())
+
+
 def test_the_fuzz_reaches_moves() -> None:
     totals: Counter[str] = Counter()
-    for seed in range(20):
-        world = Life(World(config(pages=2 * 20, devices=2), policies=at_random(seed)), seed, QUIET).live(120)
-        totals.update(world.controller.counts())
+    for seed in range(40):
+        world = World(config(pages=2 * 20, devices=2, max_step_tokens=12), policies=at_random(seed))
+        totals += count_shipments(Life(world, seed, (*DEALT, *LOSSES), pool=1))
     assert totals["moves_total"] > 100 and totals["moves_failed_total"] > 10 and totals["preemptions_total"] > 0, totals
+    kinds = ("late", "before the step's report", "failed", "behind no step", "with shared pages", "given up", "a device lost")
+    assert min(totals[kind] for kind in kinds) > 5, totals
+
+
+def test_the_fuzz_reaches_handoffs() -> None:
+    totals: Counter[str] = Counter()
+    for seed in range(40):
+        totals += count_shipments(Life(World(splitwise(pages=2 * 20, max_step_tokens=12)), seed, (*ALL, *LOSSES), group=seed % 2))
+    assert totals["moves_total"] > 100 and totals["moves_failed_total"] > 10 and totals["preemptions_total"] > 0, totals
+    kinds = ("late", "before the step's report", "failed", "behind no step", "with shared pages", "given up", "a device lost")
+    assert min(totals[kind] for kind in kinds) > 5, totals
 
 
 def test_a_wrong_page_is_noticed() -> None:

@@ -5,7 +5,8 @@ Pages hold 4 tokens here, so 6 tokens need 2 pages of each head. Executors compl
 
 from __future__ import annotations
 
-from control_harness import World, config, transcript
+from control_harness import World, config, splitwise, transcript
+from test_controller import placed
 
 
 def same(world: World, text: str) -> None:
@@ -340,5 +341,89 @@ r2 arrives: 2 tokens, wants 1
 step 3 done: [6]
   tell r2.0 6
   finish r2.0 length after 1
+""",
+    )
+
+
+def test_a_prompt_follows_its_chunks_to_an_attention_worker() -> None:
+    """Head group 1 is to lie in pool 1, the attention worker's. What a chunk completes is on its way before the chunk's step is: two full pages
+    behind step 0, the page that is only begun with the last chunk, behind step 1. The first token waits for nothing; r0's first decode step, 2,
+    waits until the move is done, and says where the head group lies. Nothing is copied twice."""
+    world = World(config(heads=2, devices=2, depth=1, max_step_tokens=8, max_seqs=2), policies=placed([1, 1]))
+    world.arrive(11, 3)
+    world.move()
+    world.complete()
+    world.complete()
+    world.run_out()
+    same(
+        world,
+        """
+r0 arrives: 11 tokens, wants 3
+  move 1: r0.0 2 pages of heads [1], pool 0.0 to 0.1, behind step 0
+  step 0:
+    start r0.0 in slot 0 with 11 tokens
+    grant slot 0 page 0 = [0, 1]
+    grant slot 0 page 1 = [2, 3]
+    grant slot 0 page 2 = [4, 5]
+    chunk slot 0 takes 8
+move 1 is done
+step 0 done: []
+  move 2: r0.0 1 pages of heads [1], pool 0.0 to 0.1, behind step 1
+  step 1:
+    chunk slot 0 takes 3, samples
+step 1 done: [3]
+  tell r0.0 3
+move 2 is done
+  step 2:
+    join slot 0
+    slot 0 lanes [1] now in pools [1], pages [[0, 1, 2]]
+step 2 done: [10]
+  step 3:
+    grant slot 0 page 3 = [1, 3]
+  tell r0.0 10
+step 3 done: [5]
+  tell r0.0 5
+  finish r0.0 length after 3
+""",
+    )
+
+
+def test_a_prompt_follows_its_chunks_to_a_decode_group() -> None:
+    """The same from a prefill group to a decode group, all heads. It starts there once its first token is known, with that to compute."""
+    world = World(splitwise(heads=1, depth=1, max_step_tokens=8, max_seqs=2))
+    world.arrive(11, 2)
+    world.complete()
+    world.move()
+    world.move()
+    world.complete()
+    world.run_out()
+    same(
+        world,
+        """
+r0 arrives: 11 tokens, wants 2
+  move 1: r0.0 2 pages of heads [0], pool 0.0 to 1.0, behind step 0
+  step 0:
+    start r0.0 in slot 0 with 11 tokens
+    grant slot 0 page 0 = [0]
+    grant slot 0 page 1 = [1]
+    grant slot 0 page 2 = [2]
+    chunk slot 0 takes 8
+step 0 done: []
+  move 2: r0.0 1 pages of heads [0], pool 0.0 to 1.0, behind step 1
+  step 1:
+    chunk slot 0 takes 3, samples
+move 1 is done
+move 2 is done
+step 1 done: [3]
+  step 2:
+    start r0.0 in slot 0 with 12 tokens (11 cached)
+    grant slot 0 page 0 = [0]
+    grant slot 0 page 1 = [1]
+    grant slot 0 page 2 = [2]
+    chunk slot 0 takes 1, samples
+  tell r0.0 3
+step 2 done: [10]
+  tell r0.0 10
+  finish r0.0 length after 2
 """,
     )

@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hetserve.policy import batch, evict, heads, rebalance, route
+from hetserve.policy.pools import StagePools
 
 COUNTS = st.lists(st.integers(-1, 1000), min_size=1, max_size=6)
 
@@ -36,7 +37,7 @@ def test_the_latest_gives_way(order) -> None:
 
 
 def test_all_heads_lie_on_the_primary_and_nobody_moves() -> None:
-    ones, costs = np.ones(2, np.int64), [np.ones(2)] * 3
-    assert heads.on_group(6, 1, ones, ones, ones, ones, ones, *costs).tolist() == [[[6, 0]]] * 2
-    assert heads.on_group(6, 2, ones, ones, ones, ones, ones, *costs).tolist() == [[[3, 0], [0, 3]]] * 2
-    assert rebalance.none(6, np.ones((2, 2)), ones, ones, ones, *costs) == -1
+    ones, pools = np.ones(2, np.int64), StagePools(*[np.ones(2)] * 7)
+    assert heads.on_group(6, 1, ones, ones, pools).tolist() == [[[6, 0]]] * 2
+    assert heads.on_group(6, 2, ones, ones, pools).tolist() == [[[3, 0], [0, 3]]] * 2
+    assert not len(rebalance.none(6, 1, np.ones((2, 2)), ones, ones, pools))

@@ -5,12 +5,14 @@ from __future__ import annotations
 from dataclasses import replace
 
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hetserve.control.codec import MESSAGES
 from hetserve.control.config import ControllerConfig, GroupConfig, PoolConfig, StageConfig
 from hetserve.control.controller import Controller
+from hetserve.control.messages import MoveDone, MoveKv
 from hetserve.cost.costs import HeadCost
 from hetserve.cost.roofline import StepCost
 from hetserve.drive import drive
@@ -29,10 +31,10 @@ def group(pages: int) -> GroupConfig:
 CONFIG = ControllerConfig("uniform", "none", (group(4 * 100),), 4, 16, 512, 16, 64, 2, 1000)
 
 
-def simulate(arrivals, config=CONFIG, observe=None) -> tuple[SimExecutor, Controller]:
+def simulate(arrivals, config=CONFIG, observe=None, move_s=1e-3, policies=UNIFORM) -> tuple[SimExecutor, Controller]:
     stages = [[SimStage(stage.cost, tuple(pool.heads for pool in stage.pools)) for stage in group.stages] for group in config.groups]
-    executor = SimExecutor(arrivals, stages, config.kv_heads, lambda move: 1e-3, config.max_seqs, config.max_model_len)
-    controller = Controller(config, UNIFORM)
+    executor = SimExecutor(arrivals, stages, config.kv_heads, lambda move: move_s, config.max_seqs, config.max_model_len)
+    controller = Controller(config, policies)
 
     def check(event, commands) -> None:
         controller.check()
@@ -119,3 +121,36 @@ def test_no_policy_or_request_tells_the_length() -> None:
     simulate(longer, observe=lambda event, commands: long.append([MESSAGES.encode(one) for one in (event, *commands)]))
     same = next(index for index, (a, b) in enumerate(zip(short, long, strict=False)) if a != b)
     assert same >= 20
+
+
+LAYERS = 4
+SPREAD = GroupConfig((StageConfig((0, LAYERS), (PoolConfig("fast", 100, HEADS), PoolConfig("slow", 100, HEADS)), COST),))
+HALF_THERE = replace(UNIFORM, heads=lambda kv_heads, ranks, tokens, *_: np.full((len(tokens), 1, 2), kv_heads // 2, np.int32))
+
+
+@pytest.mark.parametrize("move_s", [0.002, 0.5], ids=["the step is slower", "the wire is slower"])
+def test_a_prompt_that_follows_its_step_arrives_with_the_last_layer(move_s) -> None:
+    """The first token waits for nothing; the second one for the step's last layer on the wire, or for the wire that had something to send since the
+    first layer was passed."""
+    executor, _ = simulate([Arrival(1.0, 48, 3)], replace(CONFIG, groups=(SPREAD,)), move_s=move_s, policies=HALF_THERE)
+    prompt_s = COST.step_s(48, 1, 0, 48 * 24)
+    arrived_s = 1.0 + max(prompt_s + move_s / LAYERS, prompt_s / LAYERS + move_s)
+    decode_s = [COST.step_s(1, 1, 0, 0) + 2 * context * HEADS.token_s for context in (48, 49)]
+    np.testing.assert_allclose(executor.outcomes[0][0].token_s, [1.0 + prompt_s, *(arrived_s + np.cumsum(decode_s))])
+
+
+def test_each_stage_sends_its_own_layers() -> None:
+    """The first stage's prompt is there before the step is done; the last one's is not."""
+    stages = tuple(replace(SPREAD.stages[0], layers=(first, first + LAYERS)) for first in (0, LAYERS))
+    done_s: dict[int, float] = {}
+    behind: dict[int, tuple[int, int]] = {}
+
+    def observe(event, commands) -> None:
+        if isinstance(event, MoveDone):
+            done_s[behind[event.move][0]] = event.at_s
+        behind.update({one.move: one.layers for one in commands if isinstance(one, MoveKv)})
+
+    executor, _ = simulate([Arrival(0.0, 48, 3)], replace(CONFIG, groups=(GroupConfig(stages),)), observe, 0.002, HALF_THERE)
+    prompt_s = [COST.step_s(48, 1, 0, 48 * 24)] * 2
+    np.testing.assert_allclose([done_s[0], done_s[LAYERS]], np.cumsum(prompt_s) + 0.002 / LAYERS)
+    assert done_s[0] < executor.outcomes[0][0].token_s[0] < done_s[LAYERS]
