@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +16,7 @@ from hetserve.spec.plan import HEADS
 if TYPE_CHECKING:
     from hetserve.spec.model import ModelSpec
     from hetserve.spec.plan import Plan
+    from hetserve.spec.workload import Workload
 
 SYSTEM = "uniform"
 CLUSTER = "cpu"
@@ -58,6 +60,7 @@ OPTIONS = (
     click.option("--theta", type=_Theta(), help=f"hetis: drift at which a running request is placed anew, or off  [default: {Options.theta}]"),
     click.option("--mean-input-len", type=click.FloatRange(1), help=_lengths("prompt", TYPICAL.input_tokens)),
     click.option("--mean-output-len", type=click.FloatRange(1), help=_lengths("answer", TYPICAL.output_tokens)),
+    click.option("--mean-concurrency", type=click.FloatRange(1), help="Requests of that load under way at once  [default: as many as fit]"),
 )
 MODEL_OPTION = click.option("--model", type=click.Path(path_type=Path), help="A Hugging Face model folder.")
 
@@ -105,17 +108,14 @@ def plan_of(spec: ModelSpec, given: dict[str, Any]) -> Plan:
     return row.planner(cluster, spec, workload, Options(**{name: value for name, value in fixed.items() if value is not None}, **chosen))
 
 
-def _planning(given: dict[str, Any]) -> tuple[dict[str, Any], Any]:
+def _planning(given: dict[str, Any]) -> tuple[dict[str, Any], Workload | None]:
     from hetserve.spec.load import load_profile
-    from hetserve.spec.workload import Workload
 
     profile, theta = given.pop("profile"), given.pop("theta")
     named = {"delta": given.pop("delta"), "heads": given.pop("heads"), "theta": theta, "profile": profile and load_profile(profile)}
     chosen = {name: value for name, value in named.items() if value is not None}
     if theta == float("inf"):
         chosen["theta"] = None
-    prompt, answer = given.pop("mean_input_len"), given.pop("mean_output_len")
-    workload = None
-    if prompt or answer:
-        workload = Workload(prompt or TYPICAL.input_tokens, answer or TYPICAL.output_tokens)
-    return chosen, workload
+    load = {"input_tokens": given.pop("mean_input_len"), "output_tokens": given.pop("mean_output_len"), "concurrency": given.pop("mean_concurrency")}
+    known = {name: value for name, value in load.items() if value is not None}
+    return chosen, replace(TYPICAL, **known) if known else None

@@ -1,4 +1,5 @@
-"""`hetserve profile`: measures every device and link of a cluster for one model, and writes what planners and dispatchers compute costs from."""
+"""`hetserve profile`: measures every device and link of a cluster for one model, and how devices slow each other, and writes
+what planners and dispatchers compute costs from."""
 
 from __future__ import annotations
 
@@ -30,7 +31,7 @@ BUSY_SHARE = 0.9  # of its core's time that a measuring process should have had
 @click.option("--quick", is_flag=True, help="A rough measurement in seconds; good for trying, not for plans.")
 @click.option("--json", "as_json", is_flag=True, help="Print the profile (and its drift) as one JSON object.")
 def profile(model: str, cluster: str, dtype: str, output: Path | None, check: Path | None, quick: bool, as_json: bool) -> None:
-    """Measure the devices and links of a cluster for MODEL (a folder, or the name of a model that can be made): about a minute."""
+    """Measure the devices and links of a cluster for MODEL (a folder, or the name of a model that can be made); under two minutes for two devices."""
     from dataclasses import asdict
 
     from hetserve.profile import drift
@@ -97,6 +98,13 @@ def _render(measured: Profile, shape: ModelSpec, screen: Screen) -> None:
             screen.say(
                 f"{one.name} was busy with other things: the measuring process had {one.cpu_share:.0%} of its core; measure again when it is quiet"
             )
+    if measured.contention:
+        screen.table(
+            "how many times slower beside each other",
+            ["device", "beside", *measured.contention[0].factors],
+            [(one.device, one.other, *(f"{factor:.2f}" for factor in one.factors.values())) for one in measured.contention],
+            right=(2, 3, 4, 5),
+        )
     if measured.links:
         screen.table(
             "links: gamma * vectors + beta",

@@ -6,6 +6,7 @@ A link that is to be emulated is never better than declared.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from math import prod
 
@@ -15,7 +16,7 @@ from hetserve.cost.roofline import Roofline, StepCost, workspace_bytes
 from hetserve.errors import SpecError
 from hetserve.spec.cluster import Cluster
 from hetserve.spec.model import DTYPE_BYTES, ModelSpec
-from hetserve.spec.profile import DeviceProfile, Profile
+from hetserve.spec.profile import Contention, DeviceProfile, Profile
 from hetserve.spec.tensors import tensor_shapes
 
 LINK_BYTES = 2e9  # per second between worker processes of one machine
@@ -27,13 +28,15 @@ class HeadCost:
     """Decode attention of a stage's layers on one pool, per step: head_s * head groups + token_s * (head groups * tokens) + fixed_s.
 
     Transfers to and from the primary are in it where the pool is another device's (Hetis, Eq. 3, 4 and 7, per head group instead of per head).
-    `fixed_s` is due only when the pool holds something.
+    `fixed_s` is due only when the pool holds something. As soon as two pools of the stage hold something, head_s and token_s count `shared`
+    times, also what the link adds to head_s: its copies go through the same memory.
     """
 
     head_s: float
     token_s: float
     fixed_s: float
     source: str
+    shared: float = 1.0  # times slower while the stage's other pools attend too
 
 
 @dataclass(frozen=True)
@@ -78,8 +81,12 @@ class Costs:
             sample_s=whole.sample_s if last else 0.0,
         )
 
-    def head_cost(self, device: str, layers: tuple[int, int], primary: str | None = None) -> HeadCost:
-        """Decode attention on a device; `primary` is the device that sends it q, k and v, None: it is that device itself."""
+    def head_cost(self, device: str, layers: tuple[int, int], primary: str | None = None, others: Iterable[str] = ()) -> HeadCost:
+        """Decode attention on a device; `primary` is the device that sends it q, k and v, None: it is that device itself.
+
+        Args:
+            others: the other devices with pools of the same stage.
+        """
         n_layers, group = layers[1] - layers[0], self.model.group
         if self.profile is not None:
             line, source = self._measured(self.profile, device).attention, f"profile of {self.profile.date}, {device}"
@@ -92,7 +99,16 @@ class Costs:
             head_s += (group + 2) * there.gamma_s + group * back.gamma_s  # q, k and v of a group there, its outputs back: 2r + 2 vectors
             fixed_s += there.beta_s + back.beta_s
             source += f"; {there.source}"
-        return HeadCost(n_layers * head_s, n_layers * token_s, n_layers * fixed_s, source)
+        shared = 1 + sum(self.contention(device, other).attention_by_attention - 1 for other in others)
+        return HeadCost(n_layers * head_s, n_layers * token_s, n_layers * fixed_s, source, shared)
+
+    def contention(self, device: str, other: str) -> Contention:
+        """How much slower the other device makes this one while both work; not at all where nobody has measured it.
+
+        Of several others the slowdowns add up: together they make it 1 + sum(factor - 1) times slower. Only pairs are measured.
+        """
+        known = self.profile.beside(device, other) if self.profile is not None else None
+        return known or Contention(device, other, 1.0, 1.0, 1.0, 1.0)
 
     def link_cost(self, source: str, target: str) -> LinkCost:
         """One direction between two devices."""

@@ -1,7 +1,12 @@
-"""How many requests a second a group serves once it is full, from the same costs as dispatcher and simulator. Compares layouts; promises nothing."""
+"""How many requests a second groups serve once they are full, from the same costs as dispatcher and simulator. Compares layouts; promises nothing.
+
+Devices that work at the same time slow each other (`Costs.contention`): pools of a stage while they attend, stages of a pipeline that have steps of
+their own, groups beside each other. Attention workers are not counted against the products of other stages and groups.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from hetserve.planner.case import Case
@@ -17,6 +22,28 @@ class Load:
     prompt: float  # tokens of prompts
     context: float  # sum of the decoding sequences' lengths
     pairs: float
+
+
+@dataclass(frozen=True)
+class Busy:
+    """The share of time that a primary spends in products (prompts' attention with them) and in decode attention; the rest it waits."""
+
+    device: str
+    dense: float
+    attention: float
+
+
+@dataclass(frozen=True)
+class Times:
+    """A stage's step, in seconds."""
+
+    decode_s: float  # dense work of the decoding sequences
+    prompt_s: float  # what prompts add
+    attention_s: float  # of the decoding sequences
+
+    @property
+    def whole_s(self) -> float:
+        return self.decode_s + self.prompt_s + self.attention_s
 
 
 def load(case: Case, running: float, role: str = "mixed") -> Load:
@@ -42,54 +69,137 @@ def dense_s(case: Case, device: str, layers: tuple[int, int], weights: str, work
     return decode_s(case, device, layers, weights, work) + prompt_s(case, device, layers, weights, work)
 
 
-def rate(case: Case, group: Group) -> float:
-    """Requests per second of a full group."""
+def rate(case: Case, group: Group, share: float = 1.0, beside: Sequence[Busy] = ()) -> float:
+    """Requests per second of a full group.
+
+    Args:
+        share: of the load's concurrency, how much is this group's.
+        beside: devices of other groups that work at the same time.
+    """
     if group.role == "prefill":
-        return min(1 / _whole_prompt_s(case, stage) for stage in group.stages)
-    waves = min(len(group.stages), case.options.steps_in_flight)  # steps that run at once, each with its share of the sequences
-    work = load(case, held(case, group) / waves, group.role)
-    prompts = [prompt_s(case, stage.primary[0], stage.layers, stage.weights, work) for stage in group.stages]
-    seconds = [_step_s(case, group, number, work) for number in range(len(group.stages))]
+        times = [Times(0.0, _whole_prompt_s(case, stage), 0.0) for stage in group.stages]
+        return 1 / max(slowed(case, stage.primary[0], time, beside).whole_s for stage, time in zip(group.stages, times, strict=True))
+    waves, work, alone = _steady(case, group, share)
+    times = []
+    for number, (stage, time) in enumerate(zip(group.stages, alone, strict=True)):
+        times.append(slowed(case, stage.primary[0], time, [*beside, *_other_stages(group, number, waves, alone)]))
+    seconds = [time.whole_s + _send_s(case, group, number, work) for number, time in enumerate(times)]
+    prompts = [time.prompt_s for time in times]
     chunks = 1 + case.workload.input_tokens / case.options.max_step_tokens
     idle_s = (sum(prompts) - max(prompts)) / chunks  # filling and draining: chunks follow each other within a prompt, seldom beyond
     step_s = max(max(seconds) + idle_s, sum(seconds) / waves)
     return work.running / case.workload.output_tokens / step_s
 
 
-def held(case: Case, group: Group) -> float:
-    """Sequences that run at once to their ends: as many as slots and pages allow, at least one."""
+def rated(case: Case, group: Group) -> Group:
+    """The group with its rate written into it, as if it were alone."""
+    return replace(group, requests_per_s=rate(case, group))
+
+
+def together(case: Case, groups: Sequence[Group]) -> list[Group]:
+    """Groups that run at the same time, each with its rate beside the others written into it.
+
+    The load's concurrency is shared in proportion to the rates that the groups have alone, as routing by speed does; prefill and decode groups
+    each see all of it, and the faster of the two waits for the slower.
+    """
+    if len(groups) == 1:
+        return [rated(case, groups[0])]
+    alone = [rate(case, one) for one in groups]
+    speed, slowest = sum(each for each, one in zip(alone, groups, strict=True) if one.role == "mixed"), min(alone)
+    shares = [each / speed if one.role == "mixed" else 1.0 for each, one in zip(alone, groups, strict=True)]
+    working = [1.0 if one.role == "mixed" else slowest / each for each, one in zip(alone, groups, strict=True)]
+    busy = [_busy(case, one, share, part) for one, share, part in zip(groups, shares, working, strict=True)]
+    found = []
+    for number, one in enumerate(groups):
+        beside = [device for other in range(len(groups)) if other != number for device in busy[other]]
+        found.append(replace(one, requests_per_s=rate(case, one, shares[number], beside)))
+    return found
+
+
+def held(case: Case, group: Group, share: float = 1.0) -> float:
+    """Sequences that run at once to their ends: as many as slots and pages allow and the load has, at least one."""
     length = case.workload.input_tokens + case.workload.output_tokens
     room = min(sum(pool.pages for pool in stage.pools) // case.model.kv_heads * PAGE_TOKENS for stage in group.stages)
-    return max(1.0, min(case.options.max_seqs, room / length))
+    return max(1.0, min(case.options.max_seqs, room / length, share * case.workload.concurrency))
 
 
 def attention_s(case: Case, stage: Stage, work: Load) -> float:
-    """Decode attention of a step, dealt over the stage's pools as well as their times and pages allow."""
+    """Decode attention of a step: all of it on one pool where it fits, or dealt over the stage's pools as well as their times and pages allow, which
+    then slow each other."""
     heads, primary = case.model.kv_heads, stage.primary[0]
     pages = [pool.pages for pool in stage.pools]
     needed = work.context * heads / PAGE_TOKENS
     fits = max(1.0, needed / sum(pages))
-    pools = []
+    pools, best_s = [], float("inf")
     for pool, count in zip(stage.pools, pages, strict=True):
-        cost = case.costs.head_cost(pool.device, stage.layers, None if pool.device == primary else primary)
+        others = [other.device for other in stage.pools if other is not pool]
+        cost = case.costs.head_cost(pool.device, stage.layers, None if pool.device == primary else primary, others)
         whole_s = max(cost.head_s * work.running * heads + cost.token_s * work.context * heads, 1e-12)
-        pools.append((whole_s, cost.fixed_s, min(1.0, fits * count / needed)))
+        most = min(1.0, fits * count / needed)
+        pools.append((cost.shared * whole_s, cost.fixed_s, most))
+        if most == 1:
+            best_s = min(best_s, whole_s + cost.fixed_s)
     low, high = 0.0, sum(whole_s + fixed_s for whole_s, fixed_s, _ in pools)
     for _ in range(50):
         middle = (low + high) / 2
         placed = sum(min(most, max(0.0, (middle - fixed_s) / whole_s)) for whole_s, fixed_s, most in pools)
         low, high = (low, middle) if placed >= 1 else (middle, high)
-    return high
+    return min(high, best_s)
 
 
-def _step_s(case: Case, group: Group, number: int, work: Load) -> float:
-    """A stage's step, with what it sends to the next."""
-    stage = group.stages[number]
-    time_s = dense_s(case, stage.primary[0], stage.layers, stage.weights, work) + attention_s(case, stage, work)
+def slowed(case: Case, device: str, alone: Times, beside: Sequence[Busy]) -> Times:
+    """A stage's step beside what other devices do meanwhile: slowed by each for the share of time it works."""
+    dense = attention = 1.0
+    for other in beside:
+        pair = case.costs.contention(device, other.device)
+        dense += other.dense * (pair.dense_by_dense - 1) + other.attention * (pair.dense_by_attention - 1)
+        attention += other.dense * (pair.attention_by_dense - 1) + other.attention * (pair.attention_by_attention - 1)
+    return Times(dense * alone.decode_s, dense * alone.prompt_s, attention * alone.attention_s)
+
+
+def _steady(case: Case, group: Group, share: float) -> tuple[int, Load, list[Times]]:
+    """Steps that run at once, what each of them does with its share of the sequences, and what that takes each stage alone."""
+    running = held(case, group, share)
+    waves = max(1, min(len(group.stages), case.options.steps_in_flight, int(running)))
+    work = load(case, running / waves, group.role)
+    times = []
+    for stage in group.stages:
+        where = (case, stage.primary[0], stage.layers, stage.weights, work)
+        times.append(Times(decode_s(*where), prompt_s(*where), attention_s(case, stage, work)))
+    return waves, work, times
+
+
+def _other_stages(group: Group, number: int, waves: int, times: Sequence[Times]) -> list[Busy]:
+    """What the primaries of a group's other stages do while one works: of as many steps as are under way one is with it."""
+    if waves == 1:
+        return []
+    part = (waves - 1) / (len(times) - 1)
+    return [one for other, one in enumerate(_stages_busy(group, times, part)) if other != number]
+
+
+def _stages_busy(group: Group, times: Sequence[Times], part: float) -> list[Busy]:
+    """A group's primaries; the slowest stage's works for the share `part` of the time."""
+    slowest_s = max(time.whole_s for time in times)
+    return [
+        Busy(stage.primary[0], part * (time.decode_s + time.prompt_s) / slowest_s, part * time.attention_s / slowest_s)
+        for stage, time in zip(group.stages, times, strict=True)
+    ]
+
+
+def _busy(case: Case, group: Group, share: float, part: float) -> list[Busy]:
+    """The devices of a group that works for the share `part` of the time."""
+    if group.role == "prefill":
+        return _stages_busy(group, [Times(0.0, _whole_prompt_s(case, stage), 0.0) for stage in group.stages], part)
+    waves, _, times = _steady(case, group, share)
+    return _stages_busy(group, times, part * waves / len(times))
+
+
+def _send_s(case: Case, group: Group, number: int, work: Load) -> float:
+    """What a stage sends to the next in a step."""
     if number + 1 == len(group.stages):
-        return time_s
+        return 0.0
     size_bytes = int((work.running + work.prompt) * case.model.hidden * DTYPE_BYTES[case.dtype])
-    return time_s + case.costs.move_s(stage.primary[0], group.stages[number + 1].primary[0], size_bytes)
+    return case.costs.move_s(group.stages[number].primary[0], group.stages[number + 1].primary[0], size_bytes)
 
 
 def _whole_prompt_s(case: Case, stage: Stage) -> float:
@@ -98,8 +208,3 @@ def _whole_prompt_s(case: Case, stage: Stage) -> float:
     steps = max(1.0, prompt / chunk)
     cost = case.step(stage.primary[0], stage.layers, stage.weights)
     return steps * cost.step_s(round(prompt / steps), 1, 0, prompt**2 / 2 / steps)
-
-
-def rated(case: Case, group: Group) -> Group:
-    """The group with its rate written into it."""
-    return replace(group, requests_per_s=rate(case, group))

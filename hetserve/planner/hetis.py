@@ -6,23 +6,25 @@ the rule leaves (fewer primaries too, attention workers that do not pay left out
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import combinations
 from math import gcd, inf
 
 from hetserve.planner.case import Case, open_case
 from hetserve.planner.draft import finish, no_layout
-from hetserve.planner.estimate import Load, dense_s, load
+from hetserve.planner.estimate import Load, dense_s, load, together
 from hetserve.planner.options import Options
 from hetserve.planner.pipeline import pipeline
 from hetserve.planner.whole import whole_group
+from hetserve.planner.why import expected, left_out, unmeasured
 from hetserve.solve.partition import shared_s
 from hetserve.spec.cluster import Cluster, Device
 from hetserve.spec.model import ModelSpec
 from hetserve.spec.plan import Group, Online, Plan
 from hetserve.spec.workload import Workload
 
-PAYS = 0.01  # a layout with another device must be expected to be so much better, or the device stays out
+PAYS = 0.05  # a layout with another device must be expected to be so much better, or the device stays out: a profile's own errors are that large
 EVERY_SUBSET = 6  # attention workers up to which every subset is tried; more: all or none
 
 
@@ -37,7 +39,10 @@ class Removal:
 @dataclass(frozen=True)
 class Layout:
     groups: tuple[Group, ...]
-    rate: float
+
+    @property
+    def rate(self) -> float:
+        return expected(self.groups)
 
 
 def plan_hetis(cluster: Cluster, model: ModelSpec, workload: Workload | None, options: Options) -> Plan:
@@ -49,16 +54,19 @@ def plan_hetis(cluster: Cluster, model: ModelSpec, workload: Workload | None, op
     case = open_case(cluster, model, workload, options)
     best: Layout | None = None
     removals: tuple[Removal, ...] = ()
+    tried: list[Layout] = []
     for instances in _instances(cluster):
         parts = _divided(cluster, instances)
         removed = exclude(case, parts[0], options.delta)
-        layout = _best_layout(case, parts, removed)
+        layouts = list(_layouts(case, parts, removed))
+        layout = _best(layouts)
         if layout is not None and (best is None or layout.rate > best.rate * (1 + PAYS)):
             best, removals = layout, removed
+        tried += layouts
     if best is None:
         raise no_layout(case)
     online = Online(options.heads or "exact", options.theta)
-    return finish(case, "hetis", best.groups, _notes(case, best, removals), online)
+    return finish(case, "hetis", best.groups, _notes(case, best, tried, removals), online)
 
 
 def kind_of(device: Device) -> tuple[str, str, int, str]:
@@ -113,23 +121,27 @@ def _divided(cluster: Cluster, instances: int) -> list[list[str]]:
     return parts
 
 
-def _best_layout(case: Case, parts: list[list[str]], removals: tuple[Removal, ...]) -> Layout | None:
-    """The best of the layouts of all instances, each with its own attention workers; devices of one place in every instance have one role."""
+def _layouts(case: Case, parts: list[list[str]], removals: tuple[Removal, ...]) -> Iterator[Layout]:
+    """Layouts of all instances, each with its own attention workers, that fit; devices of one place in every instance have one role."""
     order = [parts[0].index(one.device) for one in removals]
     rest = sorted(set(range(len(parts[0]))) - set(order))
     slowest_first = sorted(rest, key=lambda at: -min(layer_times(case, [parts[0][at]], load(case, case.options.max_seqs))[0]))
-    best: Layout | None = None
     for fewer in range(len(rest)):
         out = [*order, *slowest_first[:fewer]]
         primaries = [at for at in range(len(parts[0])) if at not in out]
         for workers in _subsets(out):
             groups = [_group(case, [part[at] for at in primaries], tuple(part[at] for at in workers)) for part in parts]
-            fitting = tuple(one for one in groups if one is not None)
-            if len(fitting) < len(parts):
-                continue
-            layout = Layout(fitting, sum(one.requests_per_s for one in fitting))
-            if best is None or layout.rate > best.rate * (1 + PAYS if _size(layout) > _size(best) else 1.0):
-                best = layout
+            fitting = [one for one in groups if one is not None]
+            if len(fitting) == len(parts):
+                yield Layout(tuple(together(case, fitting)))
+
+
+def _best(layouts: Iterable[Layout]) -> Layout | None:
+    """The one with the highest rate; a larger one than others has to pay."""
+    best: Layout | None = None
+    for layout in layouts:
+        if best is None or layout.rate > best.rate * (1 + PAYS if _size(layout) > _size(best) else 1.0):
+            best = layout
     return best
 
 
@@ -150,7 +162,7 @@ def _group(case: Case, primaries: list[str], workers: tuple[str, ...]) -> Group 
     return pipeline(case, primaries, workers) if len(primaries) <= case.model.layers else None
 
 
-def _notes(case: Case, layout: Layout, removals: tuple[Removal, ...]) -> list[str]:
+def _notes(case: Case, layout: Layout, tried: Iterable[Layout], removals: tuple[Removal, ...]) -> list[str]:
     """Why every device has its role."""
     ratios = {one.device: one.ratio for one in removals}
     primaries = {stage.primary[0]: stage for group in layout.groups for stage in group.stages}
@@ -161,13 +173,15 @@ def _notes(case: Case, layout: Layout, removals: tuple[Removal, ...]) -> list[st
         if name in primaries:
             stage = primaries[name]
             role = f"primary of layers {stage.layers[0]} to {stage.layers[1] - 1}, {stage.weights} weights"
+        elif name in workers:
+            role = "attention worker"
         else:
-            role = "attention worker" if name in workers else "left out: dealing attention to it was not expected to pay"
+            role = left_out(case, name, layout.groups, [one.groups for one in tried], PAYS)
         if name in ratios:
-            why = f"without its products the slowest stage takes {ratios[name]:.3f} times as long (Delta allows {1 + case.options.delta:.3f})"
+            role += f"; without its products the slowest stage takes {ratios[name]:.3f} times as long (Delta allows {1 + case.options.delta:.3f})"
         elif name in primaries:
-            why = "its products are worth more than Delta"
-        else:
-            why = "with it among the primaries less was expected"
-        notes.append(f"{name}: {role}; {why}")
-    return [*notes, f"an estimated {layout.rate:.3g} requests/s when full"]
+            role += "; its products are worth more than Delta"
+        elif name in workers:
+            role += "; with it among the primaries less was expected"
+        notes.append(f"{name}: {role}")
+    return [*notes, f"an estimated {layout.rate:.3g} requests/s when full", *unmeasured(case)]

@@ -10,9 +10,11 @@ from itertools import combinations
 
 from hetserve.planner.case import Case, open_case
 from hetserve.planner.draft import finish, no_layout
+from hetserve.planner.estimate import together
 from hetserve.planner.options import Options
 from hetserve.planner.pipeline import pipeline
 from hetserve.planner.whole import product_s, whole_group
+from hetserve.planner.why import devices, expected, left_out, unmeasured
 from hetserve.spec.cluster import Cluster
 from hetserve.spec.model import ModelSpec
 from hetserve.spec.plan import Group, Plan
@@ -31,32 +33,24 @@ def plan_hexgen(cluster: Cluster, model: ModelSpec, workload: Workload | None, o
     layouts = list(_layouts(case))
     if not layouts:
         raise no_layout(case)
-    best = max(layouts, key=lambda layout: (_rate(layout), -len(_devices(layout))))
+    best = max(layouts, key=lambda layout: (expected(layout), -len(devices(layout))))
     notes = [f"chosen: {_told(best)}"]
-    notes += [f"rejected: {_told(layout)}" for layout in sorted(layouts, key=_rate, reverse=True) if layout is not best][:8]
-    left = [device.name for device in cluster.devices if device.name not in _devices(best)]
-    notes += [f"{name}: left out, no layout with it was expected to serve more" for name in left]
-    return finish(case, "hexgen", best, notes)
+    notes += [f"rejected: {_told(layout)}" for layout in sorted(layouts, key=expected, reverse=True) if layout is not best][:8]
+    left = [device.name for device in cluster.devices if device.name not in devices(best)]
+    notes += [f"{name}: {left_out(case, name, best, layouts)}" for name in left]
+    return finish(case, "hexgen", best, notes + unmeasured(case))
 
 
 def _layouts(case: Case) -> Iterator[list[Group]]:
     names = sorted((device.name for device in case.cluster.devices), key=lambda name: product_s(case, name))
     replicas = [group for name in names if (group := whole_group(case, name)) is not None]
     if replicas:
-        yield replicas
+        yield together(case, replicas)
     for count in range(1, len(names) + 1):
         for chosen in combinations(names, count) if len(names) <= EVERY_SUBSET else [tuple(names[:count])]:
             group = whole_group(case, chosen[0]) if count == 1 else pipeline(case, chosen) if count <= case.model.layers else None
             if group is not None and [group] != replicas:
                 yield [group]
-
-
-def _rate(layout: list[Group]) -> float:
-    return sum(group.requests_per_s for group in layout)
-
-
-def _devices(layout: list[Group]) -> set[str]:
-    return {pool.device for group in layout for stage in group.stages for pool in stage.pools}
 
 
 def _told(layout: list[Group]) -> str:
@@ -65,4 +59,4 @@ def _told(layout: list[Group]) -> str:
     else:
         parts = (f"{stage.primary[0]} layers {stage.layers[0]} to {stage.layers[1] - 1} ({stage.weights})" for stage in layout[0].stages)
         what = "; ".join(parts)
-    return f"{what}: an estimated {_rate(layout):.3g} requests/s"
+    return f"{what}: an estimated {expected(layout):.3g} requests/s"

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from hetserve.planner.case import open_case
 from hetserve.planner.draft import finish, no_layout
+from hetserve.planner.estimate import together
 from hetserve.planner.options import Options
 from hetserve.planner.whole import whole_group
+from hetserve.planner.why import alone, devices, unmeasured
 from hetserve.spec.cluster import Cluster
 from hetserve.spec.model import ModelSpec
 from hetserve.spec.plan import Plan
@@ -19,15 +21,13 @@ def plan_replicas(cluster: Cluster, model: ModelSpec, workload: Workload | None,
         ResourceError: no device holds the model. UsageError, SpecError: as plan_uniform.
     """
     case = open_case(cluster, model, workload, options)
-    groups, notes = [], []
-    for device in cluster.devices:
-        group = whole_group(case, device.name)
-        if group is None:
-            notes.append(f"{device.name}: left out, its budget does not hold the model")
-            continue
-        groups.append(group)
-        stage = group.stages[0]
-        notes.append(f"{device.name}: a replica with {stage.weights} weights, an estimated {group.requests_per_s:.3g} requests/s when full")
-    if not groups:
+    fitting = [group for device in cluster.devices if (group := whole_group(case, device.name)) is not None]
+    if not fitting:
         raise no_layout(case)
-    return finish(case, "replicas", groups, notes)
+    groups = together(case, fitting)
+    notes = [f"{device.name}: left out, its budget does not hold the model" for device in cluster.devices if device.name not in devices(groups)]
+    for group in groups:
+        (stage,) = group.stages
+        rate = f"an estimated {group.requests_per_s:.3g} requests/s when full{alone(case, group)}"
+        notes.append(f"{stage.primary[0]}: a replica with {stage.weights} weights, {rate}")
+    return finish(case, "replicas", groups, notes + unmeasured(case))

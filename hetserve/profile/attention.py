@@ -15,7 +15,7 @@ from hetserve import _C
 from hetserve.engine.attention import ITEM_FIELDS
 from hetserve.profile.rounds import Measure, interleaved, own_clock
 from hetserve.profile.tasks import AttentionPoint, ChunkPoint, DeviceTask
-from hetserve.spec.model import DTYPE_BYTES
+from hetserve.spec.model import DTYPE_BYTES, ModelSpec
 from hetserve.spec.plan import PAGE_TOKENS
 
 Ints = NDArray[np.int32]
@@ -39,9 +39,8 @@ class AttentionBench:
         self.most_tokens = max(layer_bytes // token_bytes, 4 * self.least_tokens)
         held = max(self.most_tokens, max(length for _, length in task.effort.chunks))
         pages = self.model.kv_heads * (held // PAGE_TOKENS + task.effort.most_requests + 1)  # every request's last page may be half empty
-        self._pool = _pool(pages, self.model.head_dim, task.dtype)
+        self._pool = layer_pool(pages, self.model.head_dim, task.dtype)
         self._other = torch.ones(flush_bytes // 4)
-        self._dtype = getattr(torch, task.dtype)
 
     def decode(self, tick: Callable[[], None]) -> tuple[AttentionPoint, ...]:
         """The grid, batch by batch: requests of unlike lengths, each with all its heads."""
@@ -65,38 +64,49 @@ class AttentionBench:
 
     def _measure(self, lengths: Ints, counts: Ints) -> Measure:
         """Stores and attends counts[i] new tokens of requests that then have lengths[i] tokens."""
-        model, rows = self.model, int(counts.sum())
-        table, pages_each = page_table(lengths, model.kv_heads)
-        items = np.zeros((len(lengths), model.kv_heads, ITEM_FIELDS), np.int32)
-        items[:, :, 0] = (np.cumsum(counts) - counts)[:, None]
-        items[:, :, 1] = counts[:, None]
-        items[:, :, 2] = np.arange(model.kv_heads)
-        items[:, :, 3] = np.arange(len(lengths) * model.kv_heads).reshape(len(lengths), -1) * pages_each
-        items[:, :, 4] = lengths[:, None]
-        plan = _C.AttentionPlan(self._pool, torch.from_numpy(items.reshape(-1, ITEM_FIELDS)), table.reshape(-1), rows, model.q_heads, model.group)
-        slots = torch.from_numpy(_store_slots(table, lengths, counts, model.kv_heads))
-        q, out = (torch.randn(rows, model.q_dim).to(self._dtype) for _ in range(2))
-        k, v = (torch.randn(rows, model.kv_dim).to(self._dtype) for _ in range(2))
-
+        attend, qkv = attention_pass(self._pool, self.model, self.task.dtype, lengths, counts)
         clock = own_clock(self.task.cores)
 
         def run() -> float:
             self._other.sum()
-            for fresh in (q, k, v):  # in a step they have just been computed
+            for fresh in qkv:  # in a step they have just been computed
                 fresh.sum()
             began_s = clock()
-            _C.kv_store(self._pool, 0, k, v, slots)
-            _C.attention(plan, 0, q, out, model.attention_scale, model.window(0))
+            attend(0)
             return clock() - began_s
 
         return run
 
 
-def _pool(pages: int, head_dim: int, dtype: str) -> _C.KvPool:
-    """One layer's pages, every one touched, in huge pages where the system gives them: as a worker has them."""
-    storage = torch.empty(_C.KvPool.bytes(1, pages, PAGE_TOKENS, head_dim, dtype), dtype=torch.uint8)
+def attention_pass(
+    pool: _C.KvPool, model: ModelSpec, dtype: str, lengths: Ints, counts: Ints
+) -> tuple[Callable[[int], None], tuple[torch.Tensor, ...]]:
+    """What stores and attends, in a layer, counts[i] new tokens of requests that then have lengths[i] tokens; and their q, k and v."""
+    rows = int(counts.sum())
+    table, pages_each = page_table(lengths, model.kv_heads)
+    items = np.zeros((len(lengths), model.kv_heads, ITEM_FIELDS), np.int32)
+    items[:, :, 0] = (np.cumsum(counts) - counts)[:, None]
+    items[:, :, 1] = counts[:, None]
+    items[:, :, 2] = np.arange(model.kv_heads)
+    items[:, :, 3] = np.arange(len(lengths) * model.kv_heads).reshape(len(lengths), -1) * pages_each
+    items[:, :, 4] = lengths[:, None]
+    plan = _C.AttentionPlan(pool, torch.from_numpy(items.reshape(-1, ITEM_FIELDS)), table.reshape(-1), rows, model.q_heads, model.group)
+    slots = torch.from_numpy(_store_slots(table, lengths, counts, model.kv_heads))
+    q, out = (torch.randn(rows, model.q_dim).to(getattr(torch, dtype)) for _ in range(2))
+    k, v = (torch.randn(rows, model.kv_dim).to(getattr(torch, dtype)) for _ in range(2))
+
+    def attend(layer: int) -> None:
+        _C.kv_store(pool, layer, k, v, slots)
+        _C.attention(plan, layer, q, out, model.attention_scale, model.window(layer))
+
+    return attend, (q, k, v)
+
+
+def layer_pool(pages: int, head_dim: int, dtype: str, layers: int = 1) -> _C.KvPool:
+    """Pages of so many layers, every one touched, in huge pages where the system gives them: as a worker has them."""
+    storage = torch.empty(_C.KvPool.bytes(layers, pages, PAGE_TOKENS, head_dim, dtype), dtype=torch.uint8)
     _C.advise_huge(storage)
-    return _C.KvPool(storage.zero_(), 1, pages, PAGE_TOKENS, head_dim, dtype, "packed")
+    return _C.KvPool(storage.zero_(), layers, pages, PAGE_TOKENS, head_dim, dtype, "packed")
 
 
 def chunk_pairs(rows: int, length: int) -> int:

@@ -1,23 +1,25 @@
-"""A measuring process: `python -m hetserve.profile.child device|link`, its task as JSON on standard input.
+"""A measuring process: `python -m hetserve.profile.child device|link|contention`, its task as a line of JSON on standard input.
 
-Confined exactly as a worker of the device is. Prints a line TICK whenever some work is done, and in the end its samples as one line of JSON.
+Confined exactly as a worker of the device is. Prints a line TICK whenever some work is done, and in the end its samples as one line of JSON. One
+for contention is told what to do line by line, and answers each with a line of JSON.
 """
 
 from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Sequence
 from typing import TypeVar
 
 import msgspec
 
 from hetserve.engine.process import confine
-from hetserve.profile.tasks import DeviceSamples, DeviceTask, LinkSamples, LinkTask
+from hetserve.profile.tasks import ContentionTask, DeviceSamples, DeviceTask, LinkSamples, LinkTask
 
 TICK = "tick"
 WEIGHTS = ("bfloat16", "float32")
 UNKNOWN_CACHE_BYTES = 2**26
-T = TypeVar("T", DeviceTask, LinkTask)
+T = TypeVar("T", DeviceTask, LinkTask, ContentionTask)
 
 
 def tick() -> None:
@@ -55,16 +57,40 @@ def measure_link(task: LinkTask) -> LinkSamples:
     return LinkSamples(link.measure_link(task, tick))
 
 
+def measure_contention(task: ContentionTask) -> None:
+    import torch
+
+    from hetserve import _C, machine
+    from hetserve.engine.slack import without_slack
+    from hetserve.profile import contention
+
+    torch.set_num_threads(len(task.cores))
+    _C.set_threads(len(task.cores))
+    torch.manual_seed(0)
+    flush_bytes = 2 * machine.caches().get("l3", UNKNOWN_CACHE_BYTES)
+    with torch.inference_mode(), without_slack():
+        contention.serve(task, flush_bytes, sys.stdin.buffer, say)
+
+
+def say(answer: DeviceSamples | LinkSamples | Sequence[float]) -> None:
+    print(msgspec.json.encode(answer).decode(), flush=True)
+
+
 def read(kind: type[T]) -> T:
     """The task on standard input, this process confined to its device."""
-    task = msgspec.json.decode(sys.stdin.buffer.read(), type=kind)
+    task = msgspec.json.decode(sys.stdin.buffer.readline(), type=kind)
     confine(task)  # type: ignore[arg-type]
     return task
 
 
 def main(what: str) -> int:
-    samples = measure_device(read(DeviceTask)) if what == "device" else measure_link(read(LinkTask))
-    print(msgspec.json.encode(samples).decode(), flush=True)
+    match what:
+        case "device":
+            say(measure_device(read(DeviceTask)))
+        case "link":
+            say(measure_link(read(LinkTask)))
+        case "contention":
+            measure_contention(read(ContentionTask))
     return 0
 
 

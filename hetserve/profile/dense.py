@@ -31,7 +31,7 @@ def measure_dense(task: DeviceTask, weights: str, flush_bytes: int, tick: Callab
         flush_bytes: how much has to be read for the caches to forget a layer.
     """
     effort = task.effort
-    layer = interleaved(_layer_points(task, weights, flush_bytes), effort.rounds, tick)
+    layer = interleaved(layer_points(task, weights, flush_bytes), effort.rounds, tick)
     head = interleaved(_head_points(task, weights, flush_bytes), effort.rounds, tick)
     return DenseTimes(
         weights,
@@ -51,7 +51,8 @@ def head_flops(model: ModelSpec) -> int:
     return 2 * model.vocab * model.embed_dim
 
 
-def _layer_points(task: DeviceTask, weights: str, flush_bytes: int) -> list[Measure]:
+def layer_points(task: DeviceTask, weights: str, flush_bytes: int) -> list[Measure]:
+    """The dense part of a layer at each of the task's row counts."""
     model, dtype = task.model, getattr(torch, weights)
     size_bytes = layer_flops(model) // 2 * DTYPE_BYTES[weights]
     copies = min(model.layers, 1 + flush_bytes // size_bytes)

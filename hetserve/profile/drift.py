@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from hetserve.spec.model import DTYPE_BYTES, ModelSpec
-from hetserve.spec.profile import DensePoint, DeviceProfile, LinkProfile, Profile
+from hetserve.spec.profile import Contention, DensePoint, DeviceProfile, LinkProfile, Profile
 
 BOUND = 0.25  # a profile that is further off than this in one of a device's numbers no longer describes its machine
 LINK_BOUND = 1.0  # of a link's: waking a process on a busy core takes as long as the message
@@ -42,7 +42,7 @@ class Drift:
 
 
 def drifts(then: Profile, now: Profile, model: ModelSpec) -> list[Drift]:
-    """Every number of two profiles of the same devices and model."""
+    """Every number of two profiles of the same devices and model; of contention, where both have measured it."""
     found: list[Drift] = []
     for device in now.devices:
         known = then.device(device.name)
@@ -52,6 +52,10 @@ def drifts(then: Profile, now: Profile, model: ModelSpec) -> list[Drift]:
         before = then.link(link.source, link.target)
         assert before is not None
         found += _link(before, link, MESSAGE_BYTES / (model.head_dim * DTYPE_BYTES[now.dtype]))
+    for pair in now.contention:
+        measured = then.beside(pair.device, pair.other)
+        if measured is not None:
+            found += _contention(measured, pair)
     return found
 
 
@@ -76,6 +80,12 @@ def _link(then: LinkProfile, now: LinkProfile, vectors: float) -> Iterator[Drift
     then_s, now_s = (link.gamma_s * vectors + link.beta_s for link in (then, now))
     yield Drift(name, "message of 64 KiB, s", then_s, now_s, LINK_BOUND)
     yield Drift(name, "bytes_per_s", then.bytes_per_s, now.bytes_per_s, LINK_BOUND)
+
+
+def _contention(then: Contention, now: Contention) -> Iterator[Drift]:
+    name = f"{now.device} beside {now.other}"
+    for what, factor in now.factors.items():
+        yield Drift(name, f"{what}, times slower", then.factors[what], factor, BOUND)
 
 
 def _means(then: tuple[DensePoint, ...], now: tuple[DensePoint, ...]) -> tuple[float, float]:

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import math
+from statistics import median
 
 import numpy as np
 
 from hetserve.cost.fit import every_fourth, fit_line
-from hetserve.profile.tasks import DeviceSamples, DeviceTask, LinkSamples, LinkTask
+from hetserve.profile.tasks import ATTENTION, DENSE, PHASES, REST, ContentionSamples, DeviceSamples, DeviceTask, LinkSamples, LinkTask
 from hetserve.spec.cluster import Device, Stretch
 from hetserve.spec.model import DTYPE_BYTES, ModelSpec
-from hetserve.spec.profile import AttentionLine, DensePoint, DenseTimes, DeviceProfile, LinkProfile
+from hetserve.spec.profile import AttentionLine, Contention, DensePoint, DenseTimes, DeviceProfile, LinkProfile
 
 
 def device_profile(device: Device, task: DeviceTask, samples: DeviceSamples) -> DeviceProfile:
@@ -50,6 +51,26 @@ def pair_s(samples: DeviceSamples) -> float:
     """Seconds per pair with the smallest relative errors over all chunks."""
     rates = np.array([point.seconds / point.pairs for point in samples.chunks])
     return float((1 / rates).sum() / (1 / rates**2).sum())
+
+
+def contentions(pair: tuple[Device, Device], samples: ContentionSamples) -> list[Contention]:
+    """Of each device by the other: the median over rounds of its time beside the other over that alone in the same round. Less than 1 is chance."""
+    found = []
+    for number, (device, other) in enumerate((pair, pair[::-1])):
+        factors = [_factor(samples, number, mine, others) for mine in (ATTENTION, DENSE) for others in (ATTENTION, DENSE)]
+        found.append(Contention(device.name, other.name, *factors))
+    return found
+
+
+def _factor(samples: ContentionSamples, number: int, mine: str, others: str) -> float:
+    """Of the first or the second device's work `mine`, while the other does `others`."""
+    beside, alone = (PHASES.index((mine, what) if number == 0 else (what, mine)) for what in (others, REST))
+    return max(1.0, median(_times_slower(phases[beside][number], phases[alone][number]) for phases in samples.rounds))
+
+
+def _times_slower(beside_s: tuple[float, ...], alone_s: tuple[float, ...]) -> float:
+    """The geometric mean over a phase's points."""
+    return math.exp(sum(math.log(slow_s / quick_s) for slow_s, quick_s in zip(beside_s, alone_s, strict=True)) / len(alone_s))
 
 
 def link_profiles(task: LinkTask, samples: LinkSamples, model: ModelSpec, dtype: str) -> list[LinkProfile]:

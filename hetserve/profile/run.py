@@ -1,11 +1,11 @@
-"""Measures a cluster: one process after another for the devices, then two at a time for the links between them."""
+"""Measures a cluster: one process after another for the devices, then two at a time for how they slow each other and for the links between them."""
 
 from __future__ import annotations
 
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
 from datetime import date
@@ -18,12 +18,23 @@ import msgspec
 from hetserve import machine
 from hetserve.errors import UnsupportedError, WorkerError
 from hetserve.profile.child import TICK
-from hetserve.profile.fitted import device_profile, link_profiles
-from hetserve.profile.tasks import DeviceSamples, DeviceTask, Effort, LinkSamples, LinkTask, device_ticks
+from hetserve.profile.fitted import contentions, device_profile, link_profiles
+from hetserve.profile.tasks import (
+    PHASES,
+    REST,
+    ContentionSamples,
+    ContentionTask,
+    DeviceSamples,
+    DeviceTask,
+    Effort,
+    LinkSamples,
+    LinkTask,
+    device_ticks,
+)
 from hetserve.spec.cluster import Cluster, Device
 from hetserve.spec.fingerprint import model_fingerprint
 from hetserve.spec.model import ModelSpec
-from hetserve.spec.profile import DeviceProfile, LinkProfile, Profile
+from hetserve.spec.profile import Contention, DeviceProfile, LinkProfile, Profile
 
 T = TypeVar("T", DeviceSamples, LinkSamples)
 
@@ -31,11 +42,11 @@ T = TypeVar("T", DeviceSamples, LinkSamples)
 def ticks(cluster: Cluster, effort: Effort) -> int:
     """How often `measure` calls its `tick`."""
     pairs = len(list(combinations(cluster.devices, 2)))
-    return len(cluster.devices) * device_ticks(effort) + pairs * effort.rounds
+    return len(cluster.devices) * device_ticks(effort) + pairs * (effort.mixed_rounds + effort.rounds)
 
 
 def measure(cluster: Cluster, model: ModelSpec, dtype: str, effort: Effort, tick: Callable[[], None]) -> Profile:
-    """The profile of every device and link.
+    """The profile of every device, link and pair of devices.
 
     Raises:
         UnsupportedError: a device is on another node.
@@ -43,6 +54,10 @@ def measure(cluster: Cluster, model: ModelSpec, dtype: str, effort: Effort, tick
     """
     require_here(cluster)
     devices = tuple(measure_device(device, model, dtype, effort, tick) for device in cluster.devices)
+    contention: list[Contention] = []
+    for pair in combinations(cluster.devices, 2):
+        known = {one.name: one for one in devices}
+        contention += contentions(pair, measure_contention(pair, known, model, dtype, effort, tick))
     links = measure_links(cluster, model, dtype, effort, tick)
     facts = machine.describe()
     packages = ", ".join(f"{name} {version}" for name, version in facts["packages"].items() if version)
@@ -57,6 +72,7 @@ def measure(cluster: Cluster, model: ModelSpec, dtype: str, effort: Effort, tick
         devices=devices,
         links=links,
         commit=(facts["commit"] or "") + (" with changes" if facts["dirty"] else ""),
+        contention=tuple(contention),
     )
 
 
@@ -71,6 +87,42 @@ def measure_device(device: Device, model: ModelSpec, dtype: str, effort: Effort,
     task = DeviceTask(device.cores, device.isa, device.memory_bytes, model, dtype, effort)
     with _child("device", task, device.name) as child:
         return device_profile(device, task, child.samples(DeviceSamples, tick))
+
+
+def measure_contention(
+    pair: tuple[Device, Device], known: Mapping[str, DeviceProfile], model: ModelSpec, dtype: str, effort: Effort, tick: Callable[[], None]
+) -> ContentionSamples:
+    """Two devices that work alone and together in turn, with weights stored as each is fastest with.
+
+    Raises:
+        WorkerError: one of the two processes failed.
+    """
+    with ExitStack() as stack:
+        both = []
+        for device in pair:
+            weights = min(known[device.name].dense, key=lambda times: times.layer[-1].layer_s).weights
+            task = ContentionTask(device.cores, device.isa, device.memory_bytes, model, dtype, effort, weights, device.stretch)
+            both.append(stack.enter_context(_child("contention", task, device.name)))
+        for one in both:
+            one.answer()
+        rounds = []
+        for _ in range(effort.mixed_rounds):
+            rounds.append(tuple(_phase(both[0], both[1], what) for what in PHASES))
+            tick()
+    return ContentionSamples(tuple(rounds))
+
+
+def _phase(first: _Child, second: _Child, what: tuple[str, str]) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """What both measure meanwhile. Neither stops before both have: whoever is quicker goes on."""
+    both = (first, second)
+    for child, order in zip(both, what, strict=True):
+        child.order(order)
+    found = first.answer(), second.answer()
+    for child in both:
+        child.order(REST)
+    for child in both:
+        child.answer()
+    return found
 
 
 def measure_links(cluster: Cluster, model: ModelSpec, dtype: str, effort: Effort, tick: Callable[[], None]) -> tuple[LinkProfile, ...]:
@@ -116,6 +168,22 @@ class _Child:
     def end(self) -> None:
         self._process.kill()
 
+    def order(self, what: str) -> None:
+        """Tells it a line; one that has ended says why when it should answer."""
+        assert self._process.stdin is not None
+        with suppress(BrokenPipeError):
+            self._process.stdin.write(f"{what}\n")
+            self._process.stdin.flush()
+
+    def answer(self) -> tuple[float, ...]:
+        """Its next line."""
+        assert self._process.stdout is not None
+        line = self._process.stdout.readline()
+        if not line:
+            self._process.wait()
+            raise self._failed()
+        return msgspec.json.decode(line, type=tuple[float, ...])
+
     def samples(self, kind: type[T], tick: Callable[[], None]) -> T:
         """What it measured, once it is done."""
         assert self._process.stdout is not None
@@ -125,24 +193,28 @@ class _Child:
             if last == TICK:
                 tick()
         if self._process.wait() != 0:
-            lines = self._said.read_text().strip().splitlines() or ["it said nothing"]
-            raise WorkerError(f"the process that measured {self._device!r} failed: {lines[-1]}", "`hetserve doctor` shows what is missing here")
+            raise self._failed()
         return msgspec.json.decode(last, type=kind)
+
+    def _failed(self) -> WorkerError:
+        lines = self._said.read_text().strip().splitlines() or ["it said nothing"]
+        return WorkerError(f"the process that measured {self._device!r} failed: {lines[-1]}", "`hetserve doctor` shows what is missing here")
 
 
 @contextmanager
-def _child(what: str, task: DeviceTask | LinkTask, device: str) -> Any:
+def _child(what: str, task: DeviceTask | LinkTask | ContentionTask, device: str) -> Any:
     """A measuring process with its task; ended when the block is left."""
     with tempfile.NamedTemporaryFile("w+", prefix="hetserve-profile-") as said:
         command = [sys.executable, "-m", "hetserve.profile.child", what]
         process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=said, text=True)
         try:
-            assert process.stdin is not None
-            with suppress(BrokenPipeError), process.stdin as told:  # one that has ended already says why in the end
-                told.write(msgspec.json.encode(task).decode())
-            yield _Child(process, Path(said.name), device)
+            child = _Child(process, Path(said.name), device)
+            child.order(msgspec.json.encode(task).decode())
+            yield child
         finally:
             process.kill()
             process.wait()
-            if process.stdout is not None:
-                process.stdout.close()
+            for pipe in (process.stdin, process.stdout):
+                with suppress(BrokenPipeError):  # what a process that ended early has not read
+                    if pipe is not None:
+                        pipe.close()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from hetserve.spec.cluster import Stretch
 from hetserve.spec.model import ModelSpec
 from hetserve.spec.profile import DenseTimes
 
@@ -24,10 +25,28 @@ class Effort:
     link_bytes: tuple[int, ...] = tuple(sorted([2**power for power in range(10, 21)] + [3 * 2**power for power in range(9, 19)]))
     bulk_bytes: tuple[int, ...] = (2**22, 2**23, 2**24)
     pings: int = 30  # in a row, of one size
+    window_s: float = 0.2  # two devices at once, or one of them while the other rests, at a stretch
+    mixed_rounds: int = 7  # of all of these
+    mixed_requests: int = 16
+    mixed_length: int = 1024  # tokens of each of these requests
+    mixed_tokens: tuple[int, ...] = (16, 128)  # products of a decoding batch, and of a part of a prompt
 
 
 FULL = Effort()
-QUICK = Effort(3, 4, 8, 2**22, (1, 4, 16), (1, 4), ((16, 16), (32, 64)), (2**10, 2**12, 2**14, 2**16), (2**20,), 5)
+QUICK = Effort(3, 4, 8, 2**22, (1, 4, 16), (1, 4), ((16, 16), (32, 64)), (2**10, 2**12, 2**14, 2**16), (2**20,), 5, 0.01, 2, 4, 64, (1, 16))
+
+# What two devices do in one round, phase by phase: what is measured together stands between the same alone.
+REST, ATTENTION, DENSE = "rest", "attention", "dense"
+PHASES = (
+    (ATTENTION, REST),
+    (ATTENTION, ATTENTION),
+    (REST, ATTENTION),
+    (DENSE, ATTENTION),
+    (DENSE, REST),
+    (DENSE, DENSE),
+    (REST, DENSE),
+    (ATTENTION, DENSE),
+)
 
 
 @dataclass(frozen=True)
@@ -40,6 +59,14 @@ class DeviceTask:
     model: ModelSpec
     dtype: str  # of the KV
     effort: Effort
+
+
+@dataclass(frozen=True)
+class ContentionTask(DeviceTask):
+    """Work or rest as told, while another device does too."""
+
+    weights: str  # dtype that products have here
+    stretch: Stretch | None
 
 
 @dataclass(frozen=True)
@@ -67,6 +94,13 @@ class DeviceSamples:
     chunks: tuple[ChunkPoint, ...]
     dense: tuple[DenseTimes, ...]
     cpu_share: float  # of the time taken, how much of its core the process had
+
+
+@dataclass(frozen=True)
+class ContentionSamples:
+    """Of two devices, round by round and phase by phase: the seconds of each one's points; none of one that rests."""
+
+    rounds: tuple[tuple[tuple[tuple[float, ...], tuple[float, ...]], ...], ...]
 
 
 @dataclass(frozen=True)

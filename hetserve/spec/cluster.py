@@ -169,7 +169,8 @@ def require_cores(cluster: Cluster, host: Host) -> None:
     for what, cores in named.items():
         missing = sorted(set(cores) - set(host.cores))
         if missing:
-            raise ResourceError(f"cluster {cluster.name!r} gives {what} the cores {missing}, but this process may use only {list(host.cores)}")
+            said = f"cluster {cluster.name!r} gives {what} the cores {missing}, but this process may use only {list(host.cores)}"
+            raise ResourceError(said, "name others in the cluster file; --cluster cpu takes all of this machine's")
 
 
 def resolve_cores(declared: str | tuple[int, ...], host: Host, where: str) -> tuple[int, ...]:
@@ -226,7 +227,8 @@ def _device(declared: _Device, host: Host, where: str) -> Device:
     if declared.index is not None:
         raise SpecError(f"{device} is a CPU and has an index", "cores says which part of the CPU it is; index is a GPU's")
     if declared.stretch and not (declared.stretch.dense >= 1 and declared.stretch.attention >= 1):
-        raise SpecError(f"{device}: stretch makes a device slower, its factors are at least 1, got {declared.stretch}")
+        got = f"dense {declared.stretch.dense:g} and attention {declared.stretch.attention:g}"
+        raise SpecError(f"{device}: stretch makes a device slower, its factors are at least 1, got {got}")
     if declared.node and (isinstance(declared.cores, str) or declared.isa == BELOW_NATIVE or str(declared.memory).strip().endswith("%")):
         what = f"{device} is on another node, whose cores and isa must be given by numbers and name, its memory as a size"
         raise SpecError(what, "what this machine has says nothing of it")
@@ -242,7 +244,7 @@ def _check_apart(devices: tuple[Device, ...], where: str) -> None:
     owner: dict[tuple[str, int], Device] = {}
     for index, device in enumerate(devices):
         if device.name in {earlier.name for earlier in devices[:index]}:
-            raise SpecError(f"{where}: two devices are called {device.name!r}")
+            raise SpecError(f"{where}: two devices are called {device.name!r}", "every device needs a name of its own")
         for core in device.cores:
             other = owner.setdefault((device.node, core), device)
             if other is not device and not (other.stretch and device.stretch):

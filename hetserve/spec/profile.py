@@ -77,6 +77,31 @@ class LinkProfile:
 
 
 @dataclass(frozen=True)
+class Contention:
+    """How many times slower a device is while another one of its node works too, by what each of them does; 1: they are independent.
+
+    Attention is decode attention of a large batch, dense a layer's products, a batch's and a prompt's.
+    """
+
+    device: str
+    other: str
+    attention_by_attention: float
+    attention_by_dense: float  # its attention, beside the other's products
+    dense_by_attention: float
+    dense_by_dense: float
+
+    @property
+    def factors(self) -> dict[str, float]:
+        """By what it is, for people."""
+        return {
+            "attention by attention": self.attention_by_attention,
+            "attention by products": self.attention_by_dense,
+            "products by attention": self.dense_by_attention,
+            "products by products": self.dense_by_dense,
+        }
+
+
+@dataclass(frozen=True)
 class Profile:
     """One measurement of a cluster's devices for one model."""
 
@@ -90,6 +115,7 @@ class Profile:
     devices: tuple[DeviceProfile, ...]
     links: tuple[LinkProfile, ...]
     commit: str = ""  # of the code that measured; empty: unknown
+    contention: tuple[Contention, ...] = ()  # of every two devices of a node, both ways; empty: not measured
 
     def device(self, name: str) -> DeviceProfile | None:
         """The profile of the device called `name`, if it was measured."""
@@ -98,6 +124,10 @@ class Profile:
     def link(self, source: str, target: str) -> LinkProfile | None:
         """The measured link from one device to another."""
         return next((one for one in self.links if (one.source, one.target) == (source, target)), None)
+
+    def beside(self, device: str, other: str) -> Contention | None:
+        """How much slower the other device makes this one, if that was measured."""
+        return next((one for one in self.contention if (one.device, one.other) == (device, other)), None)
 
 
 def require(profile: Profile, cluster: Cluster, model: ModelSpec, dtype: str) -> None:
@@ -111,6 +141,9 @@ def require(profile: Profile, cluster: Cluster, model: ModelSpec, dtype: str) ->
     for source, target in permutations((device.name for device in cluster.devices), 2):
         if profile.link(source, target) is None:
             raise SpecError(f"the profile knows no link from {source!r} to {target!r}", AGAIN)
+    for one, other in permutations(cluster.devices, 2):
+        if profile.contention and one.node == other.node and profile.beside(one.name, other.name) is None:
+            raise SpecError(f"the profile knows how devices slow each other, but not how {other.name!r} slows {one.name!r}", AGAIN)
 
 
 def _require_device(profile: Profile, device: Device, cluster: str) -> None:
@@ -156,6 +189,11 @@ def parse_profile(data: dict[str, Any], where: str) -> Profile:
                     raise SpecError(f"{where}: device {device.name!r} has times for {tokens} rows, which must ascend from at least 1")
     for link in profile.links:
         _check([link.gamma_s, link.beta_s], [link.bytes_per_s], f"{where}: the link from {link.source!r} to {link.target!r}")
+    for pair in profile.contention:
+        for what, factor in pair.factors.items():
+            if not 1 <= factor < float("inf"):
+                said = f"{where}: {pair.device!r} beside {pair.other!r}, {what}: {factor:g} times slower, where 1 is the least"
+                raise SpecError(said, "was the file edited by hand? measure again")
     return profile
 
 

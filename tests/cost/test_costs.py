@@ -12,7 +12,7 @@ from hetserve.errors import SpecError
 from hetserve.spec.cluster import Cluster, Device, Link, Stretch
 from hetserve.spec.fingerprint import model_fingerprint
 from hetserve.spec.model import ModelSpec
-from hetserve.spec.profile import AttentionLine, DensePoint, DenseTimes, DeviceProfile, LinkProfile, Profile
+from hetserve.spec.profile import AttentionLine, Contention, DensePoint, DenseTimes, DeviceProfile, LinkProfile, Profile
 
 MODEL = ModelSpec.from_hf(
     {
@@ -80,6 +80,20 @@ def test_the_papers_lines_by_head_groups() -> None:
     assert remote.head_s - local.head_s == pytest.approx(4 * (6 * 3e-9 + 4 * 5e-9))
     assert remote.fixed_s - local.fixed_s == pytest.approx(4 * 10e-5) and remote.token_s == local.token_s
     assert COSTS.head_cost("slow", (0, 1)).token_s * 4 == pytest.approx(local.token_s)
+
+
+def test_pools_of_a_stage_slow_each_other_as_measured() -> None:
+    """1 + sum(factor - 1) over the others, on head_s and token_s alone, and told by `shared`, not in them."""
+    names = ("fast", "slow", "third")
+    pairs = tuple(Contention(a, b, 1.4 if b == "fast" else 1.25, 9.0, 9.0, 9.0) for a in names for b in names if a != b)
+    costs = replace(COSTS, profile=replace(PROFILE, contention=pairs))
+    assert costs.head_cost("slow", (0, 4), "fast", ["fast"]).shared == pytest.approx(1.4)
+    both = costs.head_cost("slow", (0, 4), "fast", ["fast", "third"])
+    assert both == replace(COSTS.head_cost("slow", (0, 4), "fast"), shared=both.shared) and both.shared == pytest.approx(1.65)
+    assert costs.head_cost("slow", (0, 4), "fast").shared == 1
+    for unknown in (COSTS, Costs(MODEL, "bfloat16", CLUSTER)):
+        assert unknown.head_cost("slow", (0, 4), "fast", ["fast"]).shared == 1
+        assert set(unknown.contention("slow", "fast").factors.values()) == {1.0}
 
 
 def test_without_a_profile_links_are_as_declared_and_emulated_ones_never_better() -> None:

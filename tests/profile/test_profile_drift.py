@@ -9,7 +9,7 @@ import pytest
 from hetserve.engine.model.recipes import RECIPES
 from hetserve.profile.drift import BOUND, LINK_BOUND, UNBOUND, Drift, drifts
 from hetserve.spec.model import ModelSpec
-from hetserve.spec.profile import AttentionLine, DensePoint, DenseTimes, DeviceProfile, LinkProfile, Profile
+from hetserve.spec.profile import AttentionLine, Contention, DensePoint, DenseTimes, DeviceProfile, LinkProfile, Profile
 
 TINY = ModelSpec.from_hf(RECIPES["tiny"].config, None, "tiny")
 DENSE = DenseTimes("bfloat16", (DensePoint(1, 1e-3), DensePoint(4, 2e-3)), (DensePoint(1, 2e-3),))
@@ -37,6 +37,13 @@ def test_each_kind_of_number_is_judged() -> None:
     assert beyond(attention=AttentionLine(4e-7, 9e-9, 5e-5, 0.05)) == ["attention of 16 x 1,024 tokens, s"]
     links = (replace(LINK, bytes_per_s=1e9),)
     assert [one.what for one in drifts(THEN, replace(THEN, links=links), TINY) if one.beyond] == ["bytes_per_s"]
+
+
+def test_contention_is_judged_where_both_have_measured_it() -> None:
+    before, after = (replace(THEN, contention=(Contention("fast", "slow", factor, 1.0, 1.2, 1.5),)) for factor in (1.1, 1.5))
+    (found,) = [one for one in drifts(before, after, TINY) if one.beyond]
+    assert (found.where, found.what, found.then, found.now) == ("fast beside slow", "attention by attention, times slower", 1.1, 1.5)
+    assert not [one for one in drifts(THEN, after, TINY) if "beside" in one.where]
 
 
 def test_links_may_drift_further_than_devices() -> None:

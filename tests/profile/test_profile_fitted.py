@@ -8,9 +8,22 @@ import numpy as np
 import pytest
 
 from hetserve.engine.model.recipes import RECIPES
-from hetserve.profile.fitted import bulk_rates, device_profile, link_profiles, pair_s
+from hetserve.profile.fitted import bulk_rates, contentions, device_profile, link_profiles, pair_s
 from hetserve.profile.links import MeasuredLink
-from hetserve.profile.tasks import FULL, AttentionPoint, ChunkPoint, DeviceSamples, DeviceTask, LinkSamples, LinkTask
+from hetserve.profile.tasks import (
+    ATTENTION,
+    FULL,
+    PHASES,
+    REST,
+    AttentionPoint,
+    ChunkPoint,
+    ContentionSamples,
+    DeviceSamples,
+    DeviceTask,
+    LinkSamples,
+    LinkTask,
+)
+from hetserve.profile.tasks import DENSE as PRODUCTS
 from hetserve.spec.cluster import Device, Link, Stretch
 from hetserve.spec.model import ModelSpec
 from hetserve.spec.profile import DensePoint, DenseTimes
@@ -55,6 +68,36 @@ def test_a_stretched_device() -> None:
 def test_one_slow_chunk_does_not_decide() -> None:
     sound = [ChunkPoint(pairs, pairs * 3e-8) for pairs in (10, 1000, 10**6)]
     assert 3e-8 < pair_s(replace(device_samples(), chunks=(*sound, ChunkPoint(10, 3e-6)))) < 4e-8
+
+
+def test_two_devices_that_slow_each_other() -> None:
+    """Every round is slower than the one before by another disturbance, and one is far off: ratios within a round and their median do not see it."""
+    times = {("fast", ATTENTION): (3e-3,), ("fast", PRODUCTS): (2e-3, 9e-3), ("slow", ATTENTION): (4e-3,), ("slow", PRODUCTS): (5e-3, 7e-3)}
+    slower = {
+        ("fast", ATTENTION, ATTENTION): 1.43,
+        ("fast", ATTENTION, PRODUCTS): 0.98,
+        ("fast", PRODUCTS, ATTENTION): 1.1,
+        ("fast", PRODUCTS, PRODUCTS): 1.5,
+        ("slow", ATTENTION, ATTENTION): 1.4,
+        ("slow", ATTENTION, PRODUCTS): 1.2,
+        ("slow", PRODUCTS, ATTENTION): 1.7,
+        ("slow", PRODUCTS, PRODUCTS): 1.3,
+    }
+
+    def seconds(name: str, mine: str, others: str, disturbed: float) -> tuple[float, ...]:
+        return tuple(one * disturbed * slower.get((name, mine, others), 1.0) for one in times.get((name, mine), ()))
+
+    def phases(disturbed: float, beside: float = 1.0):
+        both = beside * disturbed
+        for first, second in PHASES:
+            each = disturbed if REST in (first, second) else both
+            yield seconds("fast", first, second, each), seconds("slow", second, first, each)
+
+    rounds = tuple(tuple(phases(*disturbance)) for disturbance in ((1.0,), (1.7,), (1.3,), (1.0, 8.0), (1.0, 0.2)))
+    found = contentions((DEVICE, replace(DEVICE, name="slow")), ContentionSamples(rounds))
+    assert [(one.device, one.other) for one in found] == [("d", "slow"), ("slow", "d")]
+    assert list(found[0].factors.values()) == pytest.approx([1.43, 1.0, 1.1, 1.5])
+    assert list(found[1].factors.values()) == pytest.approx([1.4, 1.2, 1.7, 1.3])
 
 
 def test_both_directions_of_a_link() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import replace
 
 import numpy as np
@@ -10,14 +11,15 @@ import pytest
 from hetserve.engine.model.recipes import RECIPES
 from hetserve.errors import UnsupportedError, WorkerError
 from hetserve.profile.attention import PROMPT_SHARE, chunk_pairs, page_table
+from hetserve.profile.contention import keep_at, serve
 from hetserve.profile.dense import head_flops, layer_flops
 from hetserve.profile.rounds import LEAST_ROUNDS, interleaved
-from hetserve.profile.run import measure, measure_pair, ticks
-from hetserve.profile.tasks import QUICK
-from hetserve.spec.cluster import Cluster, Device
+from hetserve.profile.run import measure, measure_contention, measure_pair, ticks
+from hetserve.profile.tasks import ATTENTION, DENSE, QUICK, REST, ContentionTask
+from hetserve.spec.cluster import Cluster, Device, Stretch
 from hetserve.spec.load import load_profile, save_profile, this_host
 from hetserve.spec.model import ModelSpec
-from hetserve.spec.profile import require
+from hetserve.spec.profile import AttentionLine, DensePoint, DenseTimes, DeviceProfile, require
 
 HOST = this_host()
 
@@ -47,6 +49,7 @@ def test_a_cluster_is_measured_end_to_end(tmp_path) -> None:
         assert all([point.tokens for point in one.layer] == list(QUICK.tokens) for one in device.dense)
         assert all(point.layer_s > 0 for one in device.dense for point in (*one.layer, *one.lm_head))
     assert [(one.source, one.target) for one in profile.links] == [("fast", "slow"), ("slow", "fast")]
+    assert [(one.device, one.other) for one in profile.contention] == [("fast", "slow"), ("slow", "fast")]
     assert all(1e-6 < one.gamma_s * 1024 + one.beta_s < 1 and one.bytes_per_s > 1e6 for one in profile.links)
 
 
@@ -69,6 +72,50 @@ def test_neither_end_of_a_link_waits_for_one_that_fails(number) -> None:
     ends[number] = replace(ends[number], cores=(max(HOST.cores) + 4096,))
     with pytest.raises(WorkerError, match=f"'{ends[number].name}' failed"):
         measure_pair((ends[0], ends[1]), QUICK, lambda: None)
+
+
+@pytest.mark.parametrize("number", [0, 1])
+def test_neither_of_two_devices_works_on_beside_one_that_fails(number) -> None:
+    ends = [Device(name, "cpu", HOST.cores[:1], "", 2**26) for name in ("a", "b")]
+    ends[number] = replace(ends[number], cores=(max(HOST.cores) + 4096,))
+    known = DeviceProfile("", "cpu", "", 1, 1.0, AttentionLine(0.0, 0.0, 0.0, 0.0), 1.0, (DenseTimes("bfloat16", (DensePoint(1, 1.0),), ()),))
+    with pytest.raises(WorkerError, match=f"'{ends[number].name}' failed"):
+        measure_contention((ends[0], ends[1]), {"a": known, "b": known}, model("tiny"), "bfloat16", QUICK, lambda: None)
+
+
+def test_a_device_stretched_and_not_can_be_told_to_work_and_to_rest() -> None:
+    """Orders one by one, as many as come; a median for each kind of work, and none for resting."""
+    task = ContentionTask(HOST.cores[:1], "", 2**24, model("tiny"), "bfloat16", QUICK, "float32", Stretch(1.5, 1.5))
+    read, write = os.pipe()
+    answers: list[list[float]] = []
+    orders = [ATTENTION, DENSE, REST]
+
+    def say(answer) -> None:
+        answers.append(list(answer))
+        if orders:
+            os.write(write, f"{orders.pop(0)}\n".encode())
+        else:
+            os.close(write)
+
+    with os.fdopen(read, "rb") as told:
+        serve(task, 2**16, told, say)
+    assert [len(answer) for answer in answers] == [0, 1, len(QUICK.mixed_tokens), 0]
+    assert all(0 < one_s < 10 for answer in answers for one_s in answer)
+
+
+def test_work_goes_on_after_its_time_until_told_otherwise() -> None:
+    done, answers = [], []
+
+    def point() -> float:
+        done.append(1)
+        return float(len(done))
+
+    keep_at([point], 0.0, lambda: len(done) == 7, lambda answer: answers.append((len(done), list(answer))))
+    assert len(done) == 7 and answers == [(LEAST_ROUNDS, [2.0])]
+    keep_at([point], 0.0, lambda: True, lambda answer: answers.append((len(done), list(answer))))
+    assert len(done) == 7 + LEAST_ROUNDS, "whoever is told too early answers all the same"
+    keep_at([], 1e9, lambda: False, lambda answer: answers.append((0, list(answer))))
+    assert answers[-1] == (0, [])
 
 
 def test_every_round_goes_through_all_points_and_slow_ones_stop_early() -> None:

@@ -12,7 +12,7 @@ from hetserve.spec.cluster import Cluster, Device, Stretch, scaled
 from hetserve.spec.fingerprint import model_fingerprint
 from hetserve.spec.load import load_profile, save_profile
 from hetserve.spec.model import ModelSpec
-from hetserve.spec.profile import AttentionLine, DensePoint, DenseTimes, DeviceProfile, LinkProfile, Profile, require
+from hetserve.spec.profile import AttentionLine, Contention, DensePoint, DenseTimes, DeviceProfile, LinkProfile, Profile, require
 
 TINY, OTHER = (ModelSpec.from_hf(RECIPES[name].config, None, name) for name in ("tiny", "tiny-mha"))
 CLUSTER = Cluster("pair", (1,), (Device("fast", "cpu", (0,), "", 2**30), Device("slow", "cpu", (1,), "avx2", 2**29)))
@@ -36,7 +36,26 @@ PROFILE = Profile(
     (device("fast", ""), device("slow", "avx2")),
     (LinkProfile("fast", "slow", 2e-8, 5e-5, 3e9, 0.11), LinkProfile("slow", "fast", 2e-8, 5e-5, 3.1e9, 0.11)),
     "abc",
+    (Contention("fast", "slow", 1.43, 1.0, 1.1, 1.5), Contention("slow", "fast", 1.4, 1.2, 1.1, 1.6)),
 )
+
+
+def test_a_profile_from_before_contention_was_measured_has_none(tmp_path) -> None:
+    save_profile(replace(PROFILE, contention=()), tmp_path / "p.toml")
+    assert "contention" not in (tmp_path / "p.toml").read_text()
+    old = load_profile(tmp_path / "p.toml")
+    assert old.contention == () and old.beside("fast", "slow") is None
+    require(old, CLUSTER, TINY, "bfloat16")
+
+
+def test_how_devices_slow_each_other_is_known_of_all_pairs_of_a_node_or_of_none() -> None:
+    known = PROFILE.beside("fast", "slow")
+    assert known is not None and known.factors["products by products"] == 1.5
+    half = replace(PROFILE, contention=PROFILE.contention[:1])
+    with pytest.raises(SpecError, match="not how 'fast' slows 'slow'"):
+        require(half, CLUSTER, TINY, "bfloat16")
+    apart = replace(CLUSTER, devices=(CLUSTER.devices[0], replace(CLUSTER.devices[1], node="b")))
+    require(half, apart, TINY, "bfloat16")
 
 
 def test_what_is_written_is_read_back(tmp_path) -> None:
@@ -56,6 +75,9 @@ def test_what_is_written_is_read_back(tmp_path) -> None:
         ("a_s = 4e-07", "a_s = nan", SpecError, "none can be"),
         ("bytes_per_s = 3000000000.0", "bytes_per_s = 0", SpecError, "the link from 'fast' to 'slow'"),
         ("{ tokens = 2,", "{ tokens = 1,", SpecError, "must ascend"),
+        ("dense_by_dense = 1.5", "dense_by_dense = 0.9", SpecError, "'fast' beside 'slow', products by products: 0.9 times slower"),
+        ("attention_by_attention = 1.43", "attention_by_attention = inf", SpecError, "attention by attention: inf times slower"),
+        ("attention_by_dense", "attention_by_dens", SpecError, "did you mean 'attention_by_dense'"),
         ("[[devices]]", "[[devices]", SpecError, "not TOML"),
     ],
 )

@@ -1,0 +1,69 @@
+"""What devices that slow each other cost a plan, in numbers and for people."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+
+from hetserve.planner.case import Case
+from hetserve.planner.estimate import together
+from hetserve.spec.plan import Group
+
+
+def devices(groups: Sequence[Group]) -> set[str]:
+    """All that take part in a layout."""
+    return {pool.device for group in groups for stage in group.stages for pool in stage.pools}
+
+
+def expected(groups: Sequence[Group]) -> float:
+    """Requests per second of a layout, as its groups are rated."""
+    return sum(group.requests_per_s for group in groups)
+
+
+def left_out(case: Case, device: str, chosen: Sequence[Group], tried: Iterable[Sequence[Group]], pays: float = 0.0) -> str:
+    """What was expected of the best layout with the device, or, if it is contention that spoils it, of the one that would be best without.
+
+    Args:
+        pays: a layout with it must be expected to be so much better.
+    """
+    with_it = [groups for groups in tried if device in devices(groups)]
+    if not with_it:
+        return "left out: no layout with it fits"
+    calm = [expected(together(_calm(case), groups)) for groups in with_it]
+    spoilt, rate = max(zip(with_it, calm, strict=True), key=lambda one: one[1])
+    if rate > max(expected(spoilt), expected(chosen) * (1 + pays)):
+        return f"{_short(spoilt, chosen, pays)}; {rate:.3g} if devices did not slow each other ({_worst(case, device, devices(spoilt))})"
+    return _short(max(with_it, key=expected), chosen, pays)
+
+
+def alone(case: Case, group: Group) -> str:
+    """What is lost because other groups work at the same time; nothing is said of nothing."""
+    (calm,) = together(case, [group])
+    return f", {calm.requests_per_s:.3g} if it were alone" if calm.requests_per_s > group.requests_per_s * 1.001 else ""
+
+
+def unmeasured(case: Case) -> list[str]:
+    """A note where a profile does not know how devices slow each other."""
+    profile = case.options.profile
+    if profile is None or profile.contention or len(case.cluster.devices) == 1:
+        return []
+    return ["how devices slow each other was not measured, and counts as nothing: `hetserve profile` measures it"]
+
+
+def _short(with_it: Sequence[Group], chosen: Sequence[Group], pays: float) -> str:
+    said = f"left out: with it {expected(with_it):.3g} requests/s were expected, without {expected(chosen):.3g}"
+    return f"{said}, and another device has to bring {pays:.0%}" if expected(with_it) > expected(chosen) else said
+
+
+def _calm(case: Case) -> Case:
+    """The case as if devices did not slow each other."""
+    known = case.costs.profile
+    return replace(case, costs=replace(case.costs, profile=known and replace(known, contention=())))
+
+
+def _worst(case: Case, device: str, others: Iterable[str]) -> str:
+    """The pair that slows each other most."""
+    pairs = [(case.costs.contention(device, other), case.costs.contention(other, device)) for other in sorted(set(others) - {device})]
+    here, there = max(pairs, key=lambda pair: max(*pair[0].factors.values(), *pair[1].factors.values()))
+    attention = f"attention {here.attention_by_attention:.2f} and {there.attention_by_attention:.2f}"
+    return f"{device} and {here.other}: {attention}, products {here.dense_by_dense:.2f} and {there.dense_by_dense:.2f} times slower"
