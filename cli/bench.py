@@ -22,6 +22,7 @@ import hetserve
 from hetserve.errors import BenchError, HetserveError, UsageError
 
 from .bench_setup import (
+    ONE_DEVICE,
     PAIRS,
     PAIRS_OF_MANY,
     STANDARD_CLUSTER,
@@ -68,7 +69,9 @@ _folder = click.Path(file_okay=False, path_type=Path)
 
 @click.command(cls=BenchCommand)
 @click.option("--baseline", help="What to compare with, pair by pair, with commas: vllm (`hetserve baseline install vllm`), or see below.")
-@click.option("--system", help="Which of this engine's systems to measure, planned for --cluster and its budgets  [default: uniform]")
+@click.option(
+    "--system", help="Which of this engine's systems to measure, planned for --cluster and its budgets  [default: hetis; uniform on one device]"
+)
 @click.option("--profile", type=_file, help="What `hetserve profile` measured of the cluster; every system is planned with it.")
 @click.option("--memory-scale", help="Multiply the cluster's memory budgets, with commas for a curve: 1,2,4  [default: 1]")
 @click.option("--baseline-url", help="A running server as the other side; marked shared_cores, as it cannot be frozen.")
@@ -81,10 +84,16 @@ _folder = click.Path(file_okay=False, path_type=Path)
 @click.option("--model", help=f"A Hugging Face model folder, or a name `hetserve model make` knows  [default: {STANDARD_MODEL}]")
 @click.option("--served-model-name", help="The model's name in requests  [default: the folder's; with a URL: what /v1/models says]")
 @click.option("--tokenizer", help="A folder with tokenizer.json  [default: the model's]")
-@click.option("--cluster", default=STANDARD_CLUSTER, show_default=True, help="A file in workloads/clusters, by name or path: which cores.")
-@click.option("--plan", type=_file, help="A plan file for hetserve  [default: the uniform plan]")
+@click.option(
+    "--cluster",
+    help="A file in workloads/clusters, by name or path: which cores, and which budgets  "
+    f"[default: {STANDARD_CLUSTER}; {ONE_DEVICE} on a single core, with --kv-memory and with --baseline-url]",
+)
+@click.option("--plan", type=_file, help="A plan file for hetserve  [default: one is made]")
 @click.option("--dtype", type=click.Choice(["auto", "bfloat16", "float32"]), default="auto", show_default=True, help="auto: the checkpoint's.")
-@click.option("--kv-memory", help=f"Memory for each system's KV cache  [default: {STANDARD_KV_MEMORY}; with --system: what its budget leaves]")
+@click.option(
+    "--kv-memory", help=f"Memory for each system's KV cache, on one device  [default: {STANDARD_KV_MEMORY}; on several: what their budgets leave]"
+)
 @click.option("--max-model-len", type=int, help="Prompt and answer together, tokens  [default: the model's, or what the KV memory holds]")
 @click.option(
     "--dataset-name", help=f"random, azure-conv, azure-code, sharegpt or custom  [default: {STANDARD_DATASET}; with other dataset flags: random]"
@@ -137,14 +146,15 @@ _folder = click.Path(file_okay=False, path_type=Path)
 @click.option("--metadata", multiple=True, help="KEY=VALUE ..., kept in the flat file.")
 @click.option("--json", "as_json", is_flag=True, help="Print the result as one JSON object.")
 def bench(**given: Any) -> None:
-    """Measure this engine; with --baseline vllm, the real vLLM beside it on the same requests, cores, memory and dtype.
+    """Measure this engine; with --baseline vllm, the real vLLM beside it on the same requests, budgets and dtype.
 
-    Nothing given: the standard run, llama-250m made on the spot, azure-conv lengths, all requests at once.
+    Nothing given: the standard run, llama-250m made on the spot, azure-conv lengths, all requests at once, on two unlike devices. --cluster cpu
+    takes the machine as one device: this engine's uniform plan, and a vLLM, on all cores.
 
-    With --system, or several baselines, systems are planned for the cluster's budgets and compared in one table. Baselines are then this
-    engine's systems (results call them NAME-policy), vllm (on the cluster's first device), vllm-replicas (on every device it fits, requests
-    dealt by measured speed) and vllm-all (all cores, uncapped: other hardware, for scale). A name may carry options of its
-    planner: `hetis heads=paper theta=0.25`.
+    On a cluster of several devices, with --system, or with several baselines, systems are planned for the cluster's budgets and compared in one
+    table. Baselines are then this engine's systems (results call them NAME-policy), vllm (on the cluster's first device, within its budget),
+    vllm-replicas (on every device it fits, requests dealt by measured speed) and vllm-all (all cores, uncapped: other hardware, for scale;
+    one pair of it comes with vllm). A name may carry options of its planner: `hetis heads=paper theta=0.25`.
     """
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that servers are stopped on the way out
     from .bench_table import render, render_many
@@ -153,7 +163,7 @@ def bench(**given: Any) -> None:
     screen = Screen(flags.as_json)
     with _log_folder() as logs:
         results = _run(flags, screen, logs)
-    if "memory_scale" in results[0]["protocol"]:
+    if len(results) > 1 or _is_many(results[0]):
         render_many(results, screen)
     else:
         render(results[0], latencies(flags), numbers(flags.metric_percentiles), screen)
@@ -161,6 +171,11 @@ def bench(**given: Any) -> None:
     wrong = sum(one.get("wrong", 0) for result in results for one in result["agreement"].values())
     if wrong:
         raise BenchError(f"{wrong} outputs are wrong: they differ where the reference sees no tie.", hint="the result's `agreement` has each of them")
+
+
+def _is_many(result: dict[str, Any]) -> bool:
+    """Whether a result is of several systems planned here; of one alone, or beside one vLLM, people see every metric."""
+    return "memory_scale" in result["protocol"] and (len(result["systems"]) > 1 or bool(result["missing"]))
 
 
 @contextmanager
@@ -217,7 +232,8 @@ def _measure(flags: Flags, job: Job, screen: Screen) -> dict[str, Any]:
     agreement = {}
     for number, other in enumerate(job.others):
         try:
-            runs = session.run_both(job.experiment, job.ours, other, job.models, screen.progress)
+            experiment = replace(job.experiment, pairs=1) if other.name in job.once else job.experiment
+            runs = session.run_both(experiment, job.ours, other, job.models, screen.progress)
             measured += runs
             found, by = session.compare_outputs(job.experiment, runs, job.model, screen.progress)
         except HetserveError as error:

@@ -12,10 +12,10 @@ from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hetserve.errors import BenchError, ModelError, SpecError, UsageError
+from hetserve.errors import BaselineError, BenchError, ModelError, ResourceError, SpecError, UsageError
 
 from .baseline import baselines_folder, cache_folder
-from .bench_systems import DEFAULT_SYSTEM, asked_for, needed_tokens, planner_of, plans_of, resolve_systems, scales, vllm_kv_tokens, window
+from .bench_systems import asked_for, default_system, needed_tokens, planner_of, plans_of, resolve_systems, scales, vllm_kv_tokens, window
 from .console import Screen
 
 if TYPE_CHECKING:
@@ -31,9 +31,11 @@ if TYPE_CHECKING:
 STANDARD_MODEL = "llama-250m"
 STANDARD_DATASET = "azure-conv"
 STANDARD_PROMPTS = 8
-STANDARD_CLUSTER = "cpu"
+STANDARD_CLUSTER = "cpu-hetero"
+ONE_DEVICE = "cpu"  # the cluster where that cannot be had, or where a flag is for one device
 STANDARD_KV_MEMORY = "4 GiB"
 PAIRS, PAIRS_OF_MANY = 6, 2  # beside one baseline, beside each of several
+FOR_SCALE = "vllm-all"  # stands beside vllm on every cluster of several devices, by one pair: other hardware
 TABLE_PERCENTILE = 95.0  # of TPOT, in the table of many systems
 VLLM_PROMPTS = 1000  # vLLM's default, once a dataset or a URL is named
 DATASET_FLAGS = ("dataset_name", "dataset_path", "input_len", "random_input_len", "random_output_len", "random_range_ratio", "random_prefix_len")
@@ -95,7 +97,7 @@ class Flags:
     baseline_dir: Path | None
     baseline_args: str
     serve_args: str
-    cluster: str
+    cluster: str | None
     plan: Path | None
     dtype: str
     kv_memory: str | None
@@ -115,15 +117,6 @@ class Flags:
         if self.host is None and self.port is None:
             return None
         return f"http://{self.host or '127.0.0.1'}:{self.port or 8000}"
-
-    @property
-    def many(self) -> bool:
-        """Whether systems are planned here and compared on one cluster's budgets; otherwise it is this engine, alone or beside one vLLM."""
-        from hetserve.spec.load import load_cluster
-
-        if self.system is not None or self.memory_scale is not None or self.baseline not in (None, "vllm"):
-            return True
-        return self.url is None and self.plan is None and len(load_cluster(self.cluster).devices) > 1
 
     @property
     def pairs_each(self) -> int:
@@ -148,6 +141,7 @@ class Job:
         command: the line that runs exactly this again.
         facts: by system, what its result says beside the numbers.
         missing: baselines that were asked for and cannot be run, with why. One that fails later is added; None: any failure is an error.
+        once: those of `others` that get one pair only.
         conditions: what the whole result says of how it was made.
     """
 
@@ -159,6 +153,7 @@ class Job:
     command: str
     facts: dict[str, dict[str, Any]]
     missing: dict[str, str] | None = None
+    once: tuple[str, ...] = ()
     conditions: dict[str, Any] = field(default_factory=dict)
 
 
@@ -173,13 +168,42 @@ def resolve(flags: Flags, screen: Screen, logs: Path) -> list[Job]:
     """
     if flags.url and (flags.baseline or flags.baseline_url):
         raise UsageError("--base-url measures one running server and takes no baseline.", hint="leave --base-url out: hetserve is then started")
-    if flags.plan is not None and (flags.max_model_len is not None or flags.dtype != "auto"):
-        raise UsageError("--plan settles dtype and --max-model-len; they cannot be given too.")
+    if flags.plan is not None and (flags.dtype != "auto" or any(one is not None for one in (flags.max_model_len, flags.kv_memory, flags.cluster))):
+        raise UsageError("--plan settles --cluster, --dtype, --kv-memory and --max-model-len; they cannot be given too.")
+    if flags.timeline is not None and not flags.timeline.absolute().parent.is_dir():
+        raise UsageError(f"the timeline cannot be written to {str(flags.timeline)!r}: there is no such folder")
     if flags.baseline and flags.baseline_url:
         raise UsageError("--baseline starts vLLM, --baseline-url takes a running server: give one of them.")
-    if flags.many:
+    if flags.url is None and flags.plan is None:
+        flags = replace(flags, cluster=_cluster_name(flags, screen))
+    if _plans_here(flags):
         return _resolve_many(flags, screen, logs)
     return [_resolve_url(flags) if flags.url else _resolve_own(flags, screen, logs)]
+
+
+def _cluster_name(flags: Flags, screen: Screen) -> str:
+    """The cluster that was named, or the standard one where this machine and the other flags allow it."""
+    from hetserve.spec.load import load_cluster
+
+    if flags.cluster is not None:
+        return flags.cluster
+    if flags.kv_memory is not None or flags.baseline_url is not None:
+        return ONE_DEVICE
+    try:
+        load_cluster(STANDARD_CLUSTER)
+    except ResourceError as error:
+        screen.note(f"not on the standard cluster but on {ONE_DEVICE!r}, one device: {error.message}")
+        return ONE_DEVICE
+    return STANDARD_CLUSTER
+
+
+def _plans_here(flags: Flags) -> bool:
+    """Whether systems are planned here and compared on one cluster's budgets; otherwise it is this engine, alone or beside one vLLM."""
+    from hetserve.spec.load import load_cluster
+
+    if flags.system is not None or flags.memory_scale is not None or flags.baseline not in (None, "vllm"):
+        return True
+    return flags.cluster is not None and flags.plan is None and len(load_cluster(flags.cluster).devices) > 1
 
 
 def _resolve_many(flags: Flags, screen: Screen, logs: Path) -> list[Job]:
@@ -191,19 +215,28 @@ def _resolve_many(flags: Flags, screen: Screen, logs: Path) -> list[Job]:
     for name in ("url", "plan", "kv_memory", "baseline_url"):
         if getattr(flags, name) is not None:
             flag = {"url": "--base-url", "plan": "--plan"}.get(name, f"--{name.replace('_', '-')}")
-            raise UsageError(f"{flag} is not for systems planned here.", hint="they get the budgets of --cluster, times --memory-scale")
-    asked = asked_for(flags.system or DEFAULT_SYSTEM, baseline=False)
+            hint = f"they get the budgets of --cluster, times --memory-scale; --cluster {ONE_DEVICE} without --system is one device"
+            raise UsageError(f"{flag} is not for systems planned here.", hint=hint)
+    assert flags.cluster is not None
+    cluster = load_cluster(flags.cluster)
+    flags = replace(flags, system=flags.system or default_system(cluster))
+    asked = asked_for(flags.system or "", baseline=False)
     if len(asked) != 1:
         raise UsageError("--system takes one system.", hint="those it is compared with go to --baseline")
-    asked += asked_for(flags.baseline or "", baseline=True)
+    baselines = asked_for(flags.baseline or "", baseline=True)
+    once = len(cluster.devices) > 1 and {one.name for one in baselines} & {"vllm", FOR_SCALE} == {"vllm"}
+    asked += baselines + (asked_for(FOR_SCALE, baseline=True) if once else [])
     factors = scales(flags.memory_scale or "1")
     folder = _model_folder(flags.model or STANDARD_MODEL, screen)
-    spec, cluster = load_model(folder), load_cluster(flags.cluster)
+    spec = load_model(folder)
     require_cores(cluster, this_host())
+    if flags.profile is None and len(cluster.devices) > 1:
+        measuring = f"hetserve profile {shlex.quote(str(folder))} --cluster {shlex.quote(str(flags.cluster))} -o profile.toml"
+        screen.note(f"planned by what such cores usually do, not by what these were measured to do: {measuring}; then --profile profile.toml")
     dtype = spec.dtype if flags.dtype == "auto" else flags.dtype
     name, kv_token_bytes = flags.served_model_name or folder.name, spec.kv_bytes_per_token(dtype)
     drawn, _ = _workload(flags, Path(flags.tokenizer or folder), spec.max_positions)
-    planner = planner_of(spec, dtype, _means(drawn, flags.request_rate), load_profile(flags.profile) if flags.profile else None)
+    planner = planner_of(spec, dtype, _means(drawn, flags), load_profile(flags.profile) if flags.profile else None)
     setups = [Setup(folder, name, scaled(cluster, factor), dtype, 0, kv_token_bytes, flags.max_model_len or 0, logs) for factor in factors]
     longest = flags.max_model_len or 0
     if not longest:
@@ -221,6 +254,8 @@ def _resolve_many(flags: Flags, screen: Screen, logs: Path) -> list[Job]:
         found, missing = resolve_systems(asked, setup, spec, plans, without, serve_args, flags.baseline_dir, flags.baseline_args)
         for label, why in missing.items():
             screen.note(f"left out: {label}: {why}")
+        if baselines and not found.keys() & {one.label for one in baselines}:
+            raise BaselineError(f"Nothing is left to compare with: {next(iter(missing.values()))}")
         alike = {"model_id": flags.model or STANDARD_MODEL, "dtype": dtype, "cluster": setup.cluster.name, "memory_scale": factor}
         experiment = _experiment(flags, workload, arrivals, setup.cluster.control_cores, setup.cores)
         experiment = replace(experiment, percentiles=tuple(sorted({*experiment.percentiles, TABLE_PERCENTILE})))
@@ -237,6 +272,7 @@ def _resolve_many(flags: Flags, screen: Screen, logs: Path) -> list[Job]:
                 command=command_line(flags, longest),
                 facts={label: {**alike, **one.facts} for label, one in found.items()},
                 missing=missing,
+                once=(FOR_SCALE,) if once else (),
                 conditions=conditions,
             )
         )
@@ -248,7 +284,7 @@ def _resolve_own(flags: Flags, screen: Screen, logs: Path) -> Job:
     from hetserve.bench.launches import hetserve_launch
 
     setup = _setup(flags, screen, logs)
-    where = ("--plan", str(flags.plan.absolute())) if flags.plan else ("--cluster", flags.cluster)
+    where = ("--plan", str(flags.plan.absolute())) if flags.plan else ("--cluster", str(flags.cluster))
     ours = hetserve_launch(setup, where, _serve_args(flags, ""))
     models = {ours.name: setup.served_name}
     facts: dict[str, dict[str, Any]] = {ours.name: {"server_command": shlex.join(ours.command)}}
@@ -260,12 +296,13 @@ def _resolve_own(flags: Flags, screen: Screen, logs: Path) -> Job:
     return Job(experiment, ours, () if theirs is None else (theirs,), models, setup.model, command_line(flags, setup.max_model_len), facts)
 
 
-def _means(drawn: Workload, request_rate: float) -> WorkloadMeans:
+def _means(drawn: Workload, flags: Flags) -> WorkloadMeans:
     """What planners may know of the load."""
     from hetserve.spec.workload import Workload as Means
 
     inputs, outputs = drawn.lengths.input_tokens, drawn.lengths.output_tokens
-    return Means(sum(inputs) / len(inputs), sum(outputs) / len(outputs), request_rate)
+    under_way = min(len(inputs), flags.max_concurrency or len(inputs))
+    return Means(sum(inputs) / len(inputs), sum(outputs) / len(outputs), flags.request_rate, under_way)
 
 
 def _serve_args(flags: Flags, of: str) -> str:
@@ -279,6 +316,7 @@ def _serve_args(flags: Flags, of: str) -> str:
 
 def _setup(flags: Flags, screen: Screen, logs: Path) -> Setup:
     from hetserve.bench.launches import Setup
+    from hetserve.control.config import config_from_plan
     from hetserve.spec.cluster import parse_bytes, require_cores
     from hetserve.spec.load import load_cluster, load_model, load_plan, this_host
 
@@ -287,9 +325,11 @@ def _setup(flags: Flags, screen: Screen, logs: Path) -> Setup:
     if flags.plan is not None:
         plan = load_plan(flags.plan)
         plan.require_model(spec)
+        config_from_plan(plan)  # what this version does not run is said before anything is started
         cluster, dtype, longest = plan.cluster, plan.model.dtype, plan.limits.max_model_len
         kv_bytes = sum(pool.pages * pool.page_bytes for group in plan.groups for stage in group.stages for pool in stage.pools)
     else:
+        assert flags.cluster is not None
         cluster, dtype = load_cluster(flags.cluster), spec.dtype if flags.dtype == "auto" else flags.dtype
         kv_bytes = parse_bytes(flags.kv_memory or STANDARD_KV_MEMORY, "--kv-memory")
         longest = flags.max_model_len or min(spec.max_positions, kv_bytes // spec.kv_bytes_per_token(dtype))
@@ -493,7 +533,7 @@ def command_line(flags: Flags, longest: int | None) -> str:
         "--dtype": None if flags.url or flags.plan else flags.dtype,
         "--memory-scale": flags.memory_scale,
         "--profile": flags.profile,
-        "--kv-memory": None if flags.url or flags.plan or flags.many else (flags.kv_memory or STANDARD_KV_MEMORY).replace(" ", ""),
+        "--kv-memory": None if flags.url or flags.plan or flags.system else (flags.kv_memory or STANDARD_KV_MEMORY).replace(" ", ""),
         "--max-model-len": None if flags.plan else longest,
         "--dataset-name": data.name,
         "--dataset-path": data.path,

@@ -6,6 +6,7 @@ all cores. What cannot be had is noted and left out; only the system measured it
 
 from __future__ import annotations
 
+import difflib
 import shlex
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
     from hetserve.spec.profile import Profile
     from hetserve.spec.workload import Workload
 
-DEFAULT_SYSTEM = "uniform"
+DEFAULT_SYSTEM, ON_ONE_DEVICE = "hetis", "uniform"
 VLLM_KINDS = ("vllm", "vllm-replicas", "vllm-all")
 VLLM_BLOCK_TOKENS = 128  # windows are cut to whole blocks of vLLM, so that equal memory holds the same longest request everywhere
 
@@ -63,11 +64,15 @@ def asked_for(text: str, baseline: bool) -> list[Asked]:
     Raises:
         UsageError: a name nobody knows, or one given twice.
     """
-    from hetserve.systems import system
+    from hetserve.systems import SYSTEMS, system
 
     found = []
     for item in filter(None, (part.strip() for part in text.split(","))):
         name, *planning = shlex.split(item)
+        if baseline and name not in (*VLLM_KINDS, *SYSTEMS):
+            near = difflib.get_close_matches(name, (*VLLM_KINDS, *SYSTEMS), n=1)
+            hint = f"did you mean {near[0]!r}? " if near else ""
+            raise UsageError(f"there is no baseline called {name!r}", hint=f"{hint}known: {', '.join((*VLLM_KINDS, *SYSTEMS))}")
         if name not in VLLM_KINDS:
             system(name)
         elif not baseline:
@@ -81,6 +86,11 @@ def asked_for(text: str, baseline: bool) -> list[Asked]:
     if len(set(labels)) < len(labels):
         raise UsageError(f"'{text}' names a system twice.")
     return found
+
+
+def default_system(cluster: Cluster) -> str:
+    """What is measured where no --system is named."""
+    return DEFAULT_SYSTEM if len(cluster.devices) > 1 else ON_ONE_DEVICE
 
 
 def planning_option(word: str, of: str) -> tuple[str, Any]:
@@ -240,7 +250,11 @@ def vllm_kv_tokens(asked: Sequence[Asked], setup: Setup, spec: ModelSpec) -> lis
 
 
 def vllm_install(asked: Sequence[Asked], folder: Path | None) -> tuple[VllmInstall | None, str]:
-    """The installation, if any kind of vLLM was asked for, and why there is none."""
+    """The installation, if any kind of vLLM was asked for, and why there is none.
+
+    Raises:
+        BaselineError: there is none, and nothing else to compare with.
+    """
     from hetserve.bench import vllm_install
 
     if all(one.own for one in asked):
@@ -248,6 +262,8 @@ def vllm_install(asked: Sequence[Asked], folder: Path | None) -> tuple[VllmInsta
     try:
         return vllm_install.require(baselines_folder(folder), "cpu"), ""
     except BaselineError as error:
+        if not any(one.own for one in asked[1:]):
+            raise
         return None, f"{error.message} ({error.hint})"
 
 

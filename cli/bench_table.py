@@ -37,16 +37,22 @@ MANY = (
     ("preemptions", "preemptions"),
     ("CPU, s", "server_cpu_s"),
 )
+WIDE = 120  # columns that a row for each system needs; on less, a system is a column
+GOODPUT = ("good requests/s", "request_goodput")  # where --goodput says what is good
 
 
 def render_many(results: Sequence[dict[str, Any]], screen: Screen) -> None:
     """Prints many systems as one table, a row for each, or for each at each memory scale, and the lines below it."""
     curve = len(results) > 1
-    rows = [_system_row(result, name, curve) for name in _names(results) for result in results if name in result["systems"]]
-    header = ["system", *(["memory"] if curve else []), *(label for label, _ in MANY), "throughput of ours / its"]
+    good = any(one["request_goodput"] is not None for result in results for one in result["systems"].values())
+    shown = (*MANY[:2], GOODPUT, *MANY[2:]) if good else MANY
+    rows = [_system_row(result, name, shown, curve) for name in _names(results) for result in results if name in result["systems"]]
+    header = ["system", *(["memory"] if curve else []), *(label for label, _ in shown), "throughput of ours / its"]
     protocol = results[0]["protocol"]
     kind = "" if protocol["kind"] == "measured" else f" ({protocol['kind']})"
-    screen.table(f"{_title(results[0])}, cluster {_first(results[0])['cluster']}{kind}", header, rows, right=range(1, len(header)))
+    if screen.out.width < WIDE:
+        header, rows = [header[0], *(row[0] for row in rows)], [[label, *(row[at] for row in rows)] for at, label in enumerate(header) if at]
+    screen.table(f"{_title(results[0])}{kind}", header, rows, right=range(1, len(header)))
     for result in results:
         for line in _many_facts(result, f"x{result['protocol']['memory_scale']:g}: " if curve else ""):
             screen.say(line)
@@ -58,14 +64,9 @@ def _names(results: Sequence[dict[str, Any]]) -> list[str]:
     return list(dict.fromkeys(name for result in results for name in result["systems"]))
 
 
-def _first(result: dict[str, Any]) -> dict[str, Any]:
-    found: dict[str, Any] = next(iter(result["systems"].values()))
-    return found
-
-
-def _system_row(result: dict[str, Any], name: str, curve: bool) -> list[str]:
+def _system_row(result: dict[str, Any], name: str, shown: Sequence[tuple[str, str]], curve: bool) -> list[str]:
     one = result["systems"][name]
-    values = [one.get(key) for _, key in MANY]
+    values = [one.get(key) for _, key in shown]
     ratio = result["ratios"].get(name, {}).get("output_throughput")
     said = f"{ratio['median']:.3f} ({min(ratio['pairs']):.3f} .. {max(ratio['pairs']):.3f})" if ratio else "-"
     scale = [f"x{result['protocol']['memory_scale']:g}"] if curve else []
@@ -73,14 +74,27 @@ def _system_row(result: dict[str, Any], name: str, curve: bool) -> list[str]:
     return [name + other, *scale, *("-" if value is None else _number(value) for value in values), said]
 
 
+def _controller(name: str, one: dict[str, Any]) -> list[str]:
+    """What deciding cost, where a server tells: CPU time of the controller beside that of the devices' steps."""
+    steps, step_s, controller_s = (one.get(key) for key in ("steps", "step_s", "controller_s"))
+    if not steps or not step_s or controller_s is None:
+        return []
+    per_ms, step_ms = controller_s / steps * 1e3, step_s / steps * 1e3
+    return [f"{name}: controller {per_ms:.2f} ms of CPU time a step of {step_ms:.1f} ms, {controller_s / step_s:.2%}"]
+
+
 def _many_facts(result: dict[str, Any], prefix: str) -> list[str]:
     lines = []
     pairs = result["protocol"].get("pairs")
     if pairs:
         interval = "" if pairs >= 6 else "; too few for an interval (6 are needed)"
-        lines.append(f"ratios: {result['ours']} / each, within {pairs} adjacent pairs with it: median (smallest .. largest){interval}")
+        counts = {name: len(one["output_throughput"]["pairs"]) for name, one in result["ratios"].items() if "output_throughput" in one}
+        fewer = [f"{name}: {count}" for name, count in counts.items() if count < pairs]
+        but = f" ({', '.join(fewer)})" if fewer else ""
+        lines.append(f"ratios: {result['ours']} / each, within {pairs} adjacent pairs with it{but}: median (smallest .. largest){interval}")
     lines += [f"outputs against {name}: {_agreement(one)}" for name, one in result["agreement"].items()]
     lines += [line for name, one in result["systems"].items() for line in _warnings(name, one)]
+    lines += [line for name, one in result["systems"].items() for line in _controller(name, one)]
     lines += [f"{name}: {one['note']}" for name, one in result["systems"].items() if one.get("note")]
     lines += [f"{name}: not run: {why.splitlines()[0]}" for name, why in result["missing"].items()]
     return [prefix + line for line in lines]
@@ -118,7 +132,8 @@ def _number(value: float) -> str:
 def _title(result: dict[str, Any]) -> str:
     first = next(iter(result["systems"].values()))
     inputs = result["inputs"]
-    return f"{first['model_id']}, {inputs['dataset']} ({inputs['input']}), {first['num_prompts']} requests, rate {first['request_rate']}"
+    cluster = f", cluster {first['cluster']}" if "cluster" in first else ""
+    return f"{first['model_id']}, {inputs['dataset']} ({inputs['input']}), {first['num_prompts']} requests, rate {first['request_rate']}{cluster}"
 
 
 def _facts(result: dict[str, Any]) -> list[str]:
@@ -131,7 +146,7 @@ def _facts(result: dict[str, Any]) -> list[str]:
     for name, one in result["agreement"].items():
         lines.append(f"outputs against {name}: {_agreement(one)}")
     for name, one in systems.items():
-        lines += _warnings(name, one)
+        lines += _warnings(name, one) + _controller(name, one)
     return lines + _input_and_machine(result)
 
 
@@ -158,6 +173,8 @@ def _warnings(name: str, one: dict[str, Any]) -> list[str]:
     lines = []
     if one["failed"]:
         lines.append(f"{name}: {one['failed']} requests FAILED over all runs")
+    if one["devices_lost"]:
+        lines.append(f"{name}: LOST {', '.join(one['devices_lost'])} on the way: its numbers are those of what was left")
     if one["saturated"]:
         lines.append(f"{name}: saturated: it fell behind the arrivals, so its latencies depend on how long the run is")
     if one.get("shared_cores"):

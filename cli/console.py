@@ -13,6 +13,7 @@ from typing import Any, Protocol
 
 from rich import box
 from rich.console import Console, Group, RenderableType
+from rich.constrain import Constrain
 from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
@@ -40,7 +41,7 @@ class Screen:
         self.as_json = as_json
         self.out = out or _console(stderr=False)
         self.err = err or _console(stderr=True)
-        self.below: RenderableType = ""  # drawn under a bar of progress, and again whenever it changes
+        self.below: RenderableType = ""  # drawn under a bar of progress, again whenever it changes, and gone with the bar
 
     def say(self, text: str, style: str = "") -> None:
         """A line of the result, for people. `text` is printed as it is: brackets are not markup."""
@@ -88,18 +89,23 @@ class Screen:
             yield lambda shown: None
             return
         with Live("", console=self.err, transient=True, auto_refresh=False) as view:
-            yield lambda shown: view.update(shown, refresh=True)
+            yield lambda shown: view.update(self._narrow(shown), refresh=True)
 
     def _bar(self, label: str, total: float | None) -> Iterator[Advance]:
         amount = [BarColumn(), MofNCompleteColumn()] if total is not None else []
         bar = Progress(SpinnerColumn(), TextColumn("{task.description}"), *amount, TimeElapsedColumn(), console=self.err)
-        with Live(get_renderable=lambda: Group(bar, self.below), console=self.err, transient=True, refresh_per_second=10):
+        with Live(get_renderable=lambda: Group(bar, self._narrow(self.below)), console=self.err, transient=True, refresh_per_second=10):
             task = bar.add_task(_plain(label), total=total)
 
             def advance(done: float = 1, note: str = "") -> None:
                 bar.update(task, advance=done, description=_plain(f"{label} {note}".strip()))
 
             yield advance
+        self.below = ""
+
+    def _narrow(self, shown: RenderableType) -> RenderableType:
+        """Leaves room for a terminal's own `^C` at the end of the last line: one line more, and what is drawn would not be wiped whole."""
+        return Constrain(shown, self.err.width - len("^C"))
 
     def _lines(self, label: str, total: float | None) -> Iterator[Advance]:
         done_so_far = 0.0

@@ -64,6 +64,7 @@ def examine(screen: Screen, cluster: str, quick: bool) -> dict[str, Any]:
             "torch": torch,
             "kernels": kernels,
             "kernels_fault": fault,
+            "net_fault": _net_fault(),
             "nvcc": machine.nvcc(),
             "baselines": {"vllm": _vllm()},
         }
@@ -98,7 +99,7 @@ def rows(facts: dict[str, Any]) -> list[tuple[str, str, str]]:
         ("read bandwidth", _bandwidth(facts["read_bytes_per_s"]), "what bounds decode attention"),
         ("GPUs", _gpu_names(here["gpus"]) or "none", ON_CPUS if here["gpus"] else ""),
         ("nvcc", _nvcc(facts["nvcc"]), ON_CPUS if facts["nvcc"] else ""),
-        ("Python, torch", f"{here['python']}, {torch['version'] if torch else 'no torch'}", "matrix multiplications" if torch else "needed"),
+        ("Python, torch", f"{here['python']}, {torch['version'] if torch else 'no torch'}", _torch_use(facts["net_fault"]) if torch else "needed"),
         ("vLLM", _baseline(vllm), "bench --baseline vllm" if vllm else "nothing to compare with"),
     ]
 
@@ -170,6 +171,10 @@ def _kernel_use(kernels: dict[str, Any] | None) -> str:
     return f"kernels run {kernels['isa']}" + (f"; HETSERVE_ISA can force {', '.join(others)}" if others else "")
 
 
+def _torch_use(net_fault: str) -> str:
+    return "matrix multiplications; messages posted from " + (f"Python (hetserve._net: {net_fault})" if net_fault else "C++")
+
+
 def _gpu_names(gpus: list[dict[str, Any]]) -> str:
     return ", ".join(f"{gpu['name']} ({_gib(gpu['memory_bytes'])})" for gpu in gpus)
 
@@ -218,6 +223,17 @@ def _kernels() -> tuple[dict[str, Any] | None, str]:
         return dict(_C.info()), ""
     except (ImportError, ValueError) as error:  # not built; or HETSERVE_ISA names what this CPU lacks
         return None, str(error)
+
+
+def _net_fault() -> str:
+    """Why messages are posted from Python; empty: they are not."""
+    try:
+        import torch  # noqa: F401  # it stands on torch's libraries, which have to be there first
+
+        from hetserve import _net  # noqa: F401
+    except (ImportError, ValueError) as error:  # not built, for another torch, or HETSERVE_NET says off or nonsense
+        return str(error)
+    return ""
 
 
 def _vllm() -> dict[str, Any] | None:

@@ -33,6 +33,7 @@ class Part:
     pages: float
     pages_free: float
     cpu_s: float | None
+    lost: bool = False
 
 
 @dataclass(frozen=True)
@@ -60,19 +61,17 @@ class View:
         if before is None or now.at_s > before.at_s:
             self._before[title] = now
         drawn = Table(title=Text(f"{title}: {_counts(now)}"), title_justify="left", box=box.ROUNDED)
-        for name in ("device", "group", "role", "layers", "worker"):
+        for name in ("device", "group", "layers", "worker", "KV pages in use"):  # all of it fits into 80 columns
             drawn.add_column(name)
-        drawn.add_column("KV pages in use")
-        drawn.add_column("cores busy", justify="right")
+        drawn.add_column("cores", justify="right")
         for part in now.parts:
             cells = (
                 part.device,
-                part.group,
-                part.role,
+                f"{part.group} {part.role}",
                 part.layers,
                 part.worker,
                 _bar(part.pages - part.pages_free, part.pages),
-                _load(part, before, now),
+                "lost" if part.lost else _load(part, before, now),
             )
             drawn.add_row(*(Text(cell) for cell in cells))
         return drawn
@@ -91,6 +90,7 @@ def of_engine(engine: EngineApi, now_s: Callable[[], float] = time.monotonic) ->
             one.pages,
             one.pages_free,
             one.cpu_s,
+            one.lost,
         )
         for one in engine.pools()
     )
@@ -108,7 +108,9 @@ def of_pages(pages: Sequence[Page], now_s: Callable[[], float] = time.monotonic)
             if name.startswith("hetserve:pool_"):
                 device, group, role, layers, worker = (labels.get(label, "") for label in ("device", "group", "role", "layers", "worker"))
                 found.setdefault((device, group, role, layers, worker), {})[name.removeprefix("hetserve:pool_")] = value
-    parts = tuple(Part(*key, one.get("pages", 0.0), one.get("pages_free", 0.0), one.get("cpu_seconds")) for key, one in found.items())
+    parts = tuple(
+        Part(*key, one.get("pages", 0.0), one.get("pages_free", 0.0), one.get("cpu_seconds"), bool(one.get("lost"))) for key, one in found.items()
+    )
     names = ("vllm:num_requests_running", "vllm:num_requests_waiting", watch.PREEMPTIONS, watch.MOVES)
     running, waiting, preemptions, moves = (_sum([watch.total(page, name) for page in pages]) for name in names)
     return Snapshot(now_s(), parts, running, waiting, _sum([watch.kv_tokens(page) for page in pages]), preemptions, moves)

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from .console import Screen
 
 MIB = 2**20
+SPLIT = 4  # devices, as in the paper's comparison (Hetis, Fig. 5)
 
 
 @click.group()
@@ -54,6 +55,7 @@ def show(folder: Path, as_json: bool) -> None:
 def _print(screen: Screen, folder: Path) -> None:
     from dataclasses import asdict
 
+    from hetserve.cost import volume
     from hetserve.spec.load import load_model
 
     spec = load_model(folder)
@@ -61,12 +63,18 @@ def _print(screen: Screen, folder: Path) -> None:
         "parameters": spec.parameters,
         "weight_bytes": spec.weight_bytes(),
         "kv_bytes_per_token": spec.kv_bytes_per_token(),
+        "heads_bytes_per_token_and_layer": volume.heads_bytes(spec),
+        "sequence_bytes_per_token_and_layer": volume.sequence_bytes(spec, SPLIT),
+        "sequence_devices": SPLIT,
     }
     screen.json({"folder": str(folder), "spec": asdict(spec), **sizes})
     screen.table(str(folder), ["", ""], _rows(spec))
 
 
 def _rows(spec: ModelSpec) -> list[tuple[str, str]]:
+    from hetserve.cost import volume
+
+    heads, sequence = volume.heads_bytes(spec), volume.sequence_bytes(spec, SPLIT)
     window = f", each token sees {spec.sliding_window:,}" if spec.sliding_window else ""
     extras = [name for name, on in (("qkv bias", spec.qkv_bias), ("qk-norm", spec.qk_norm), ("tied embeddings", spec.tie_embeddings)) if on]
     return [
@@ -78,6 +86,10 @@ def _rows(spec: ModelSpec) -> list[tuple[str, str]]:
         ("positions", f"{spec.max_positions:,}, {_position_kind(spec)}{window}"),
         ("weights", f"{spec.parameters / 1e6:,.1f} M parameters, {spec.weight_bytes() / MIB:,.1f} MiB as {spec.dtype}"),
         ("KV cache", f"{spec.kv_bytes_per_token():,} bytes a token, {spec.kv_bytes_per_token() * 1024 / MIB:,.1f} MiB per 1,024 tokens"),
+        (
+            "attention elsewhere",
+            f"{heads:,.0f} bytes a token and layer head by head; along the sequence over {SPLIT} devices {sequence / heads:.2f} times",
+        ),
     ]
 
 

@@ -6,6 +6,7 @@ import asyncio
 import os
 from collections.abc import Callable
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +16,7 @@ from hetserve.engine.server.limits import Limits
 from hetserve.errors import UsageError
 
 from .plan_options import plan_of, plan_options
+from .worker import far_options, require_built
 
 if TYPE_CHECKING:
     from hetserve.engine.engine import Engine
@@ -50,6 +52,7 @@ def _limit(flag: str, field: str, kind: click.ParamType, what: str) -> Any:
 @click.option("--journal", type=_file, help="Record every event and command there, for `hetserve replay`.")
 @click.option("--join-address", metavar="HOST:PORT", help="Let workers of other nodes in there (`hetserve worker --join HOST:PORT`).")
 @click.option("--token", type=_file, help="A file with the secret that those workers have too.")
+@far_options
 @_limit("--max-body-bytes", "body_bytes", _count, "Larger request bodies are answered 413.")
 @_limit("--max-prompt-tokens", "prompt_tokens", click.IntRange(0), "Longer prompts are refused.")
 @_limit("--max-prompts", "prompts", _count, "Prompts in one request.")
@@ -74,6 +77,7 @@ def serve(model: str, **given: Any) -> int:
     from .console import Screen
 
     screen = Screen(given["as_json"])
+    require_built(given["transport"], given["placement"])
     folder = Path(model)
     if not all(given["api_key"]):
         raise UsageError("--api-key is empty", "leave it out to serve everybody")
@@ -96,7 +100,7 @@ async def _serve(screen: Screen, folder: Path, plan: Plan, bound: Any, limits: L
     from hetserve.engine.tokenizer import load_tokenizer
 
     door = _door(given, screen, plan)
-    engine = Engine(plan, folder, given["journal"], timeline=given["timeline"], door=door)
+    engine = Engine(plan, folder, given["journal"], timeline=given["timeline"], door=door, on_lost=partial(_say_lost, screen, plan))
     screen.note(f"loading {folder} ...")
     loading = asyncio.get_running_loop().run_in_executor(None, load_tokenizer, folder)  # beside the workers, which load the weights
     tokenizer = None
@@ -132,8 +136,11 @@ def _door(given: dict[str, Any], screen: Screen, plan: Plan) -> Any:
     from hetserve.engine.join import Door
     from hetserve.engine.keys import read_token
 
+    joining = joining_devices(plan)
+    if not joining:
+        screen.note(f"the plan uses no device of another node: nobody will be let in at {given['join_address']}")
     door = Door(given["join_address"], read_token(given["token"]))
-    for device in joining_devices(plan):
+    for device in joining:
         screen.note(f"waiting for: hetserve worker --join {given['join_address']} --token FILE --device {device} --model FOLDER")
     return door
 
@@ -146,6 +153,12 @@ async def _watch(engine: Engine, title: str, show: Callable[[Any], None]) -> Non
     while True:
         show(view.table(title, of_engine(engine)))
         await asyncio.sleep(PERIOD_S)
+
+
+def _say_lost(screen: Screen, plan: Plan, device: str, reason: str) -> None:
+    primary = any(device in stage.primary for group in plan.groups for stage in group.stages)
+    after = "its group serves no more" if primary else "requests with heads there are computed again, the others go on"
+    screen.note(f"warning: device {device!r} was lost: {reason}; {after}")
 
 
 def _say_ready(screen: Screen, plan: Plan, url: str, name: str) -> None:
@@ -173,7 +186,7 @@ def _require_agreement(plan: Plan, given: dict[str, Any]) -> None:
     """Raises UsageError for flags that contradict the plan."""
     from hetserve.spec.cluster import parse_bytes
 
-    for name in ("profile", "delta", "heads", "theta", "mean_input_len", "mean_output_len"):
+    for name in ("profile", "delta", "heads", "theta", "mean_input_len", "mean_output_len", "mean_concurrency"):
         if given[name] is not None:
             raise UsageError(f"--plan is made already, so --{name.replace('_', '-')} cannot be given too", "make another plan")
     kv_bytes = parse_bytes(given["kv_memory"], "--kv-memory") if given["kv_memory"] else 0

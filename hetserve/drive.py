@@ -5,8 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from typing import Protocol
 
-from hetserve.control.controller import Controller
 from hetserve.control.messages import Command, Event
+
+
+class Decides(Protocol):
+    """A controller (`hetserve.control.controller.Controller`), or one with something around it."""
+
+    def handle(self, event: Event) -> Sequence[Command]: ...
 
 
 class Executor(Protocol):
@@ -20,7 +25,7 @@ class Executor(Protocol):
 Observer = Callable[[Event, Sequence[Command]], None]
 
 
-def drive(controller: Controller, executor: Executor, observe: Observer | None = None) -> None:
+def drive(controller: Decides, executor: Executor, observe: Observer | None = None) -> None:
     """Runs until the executor has no more events. `observe` sees each event with its commands after they are carried out, or have failed."""
     for event in executor.events():
         commands: Sequence[Command] = ()

@@ -25,6 +25,7 @@ def system_result(runs: Sequence[Measured], config: Mapping[str, Any], detailed:
     summaries = [one.summary for one in runs]
     found = {**config, **pairs.medians(summaries), "failed": sum(one["failed"] for one in summaries)}
     found["saturated"] = _any([one["saturated"] for one in summaries])
+    found["devices_lost"] = sorted({device for one in summaries for device in one["devices_lost"]})
     found["runs"] = [_run(one, detailed) for one in runs]
     return found
 

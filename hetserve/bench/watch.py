@@ -13,6 +13,14 @@ LABEL = re.compile(r'(\w+)="([^"]*)"')
 KV_TOKENS = "hetserve:engine_kv_tokens"
 PREEMPTIONS = "vllm:num_preemptions_total"
 MOVES = "hetserve:engine_moves_total"
+LOST = "hetserve:pool_lost"
+TOTALS = {  # of a run: what grew meanwhile
+    "preemptions": PREEMPTIONS,
+    "moves": MOVES,
+    "steps": "hetserve:engine_steps_total",
+    "step_s": "hetserve:engine_step_s",
+    "controller_s": "hetserve:engine_controller_s",
+}
 VLLM_USAGE, VLLM_CACHE = "vllm:kv_cache_usage_perc", "vllm:cache_config_info"
 
 Page = list[tuple[str, dict[str, str], float]]  # name, labels, value
@@ -60,10 +68,12 @@ class Watch:
     def __init__(self, name: str, urls: Sequence[str], see: See | None = None) -> None:
         self._name, self._urls, self._see = name, urls, see
         self._peak: float | None = None
+        self._lost: set[str] = set()
         self._first = self._counts(self._pages())
 
     def sample(self) -> Sequence[Page]:
         pages = self._pages()
+        self._lost |= {labels.get("device", "") for page in pages for name, labels, value in page if name == LOST and value}
         found = [kv_tokens(page) for page in pages]
         if all(one is not None for one in found):
             self._peak = max(self._peak or 0.0, sum(one or 0.0 for one in found))
@@ -72,10 +82,10 @@ class Watch:
         return pages
 
     def summary(self) -> dict[str, Any]:
-        """After the run: peak_kv_tokens, preemptions and moves of this run; None for what the servers do not tell."""
+        """After the run: peak_kv_tokens and TOTALS of this run, None for what the servers do not tell; and devices it found lost."""
         last = self._counts(self.sample())
         since = {name: None if value is None else value - (self._first[name] or 0.0) for name, value in last.items()}
-        return {"peak_kv_tokens": self._peak, **since}
+        return {"peak_kv_tokens": self._peak, **since, "devices_lost": sorted(self._lost)}
 
     def _pages(self) -> Sequence[Page]:
         return [parse(get(url, "/metrics")[1]) for url in self._urls]
@@ -83,7 +93,7 @@ class Watch:
     @staticmethod
     def _counts(pages: Sequence[Page]) -> Mapping[str, float | None]:
         found = {}
-        for key, name in (("preemptions", PREEMPTIONS), ("moves", MOVES)):
+        for key, name in TOTALS.items():
             known = [value for page in pages if (value := total(page, name)) is not None]
             found[key] = sum(known) if known else None
         return found

@@ -18,7 +18,7 @@ def heads_bytes(model: ModelSpec, share: float = 1.0, dtype: str = "") -> float:
 
 
 def sequence_bytes(model: ModelSpec, devices: int, dtype: str = "") -> float:
-    """Along the sequence: bytes a token and layer when each of so many devices holds some of the tokens: all queries go to each, all outputs come back.
+    """Along the sequence: bytes a token and layer when each of so many devices holds some of the tokens. All queries go to each, outputs come back.
 
     As the paper counts, so in favour of this split: without the outputs' softmax sums, and without the new token's key and value.
     """

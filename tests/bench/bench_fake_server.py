@@ -45,7 +45,9 @@ class Fake:
     async def metrics(self, _: web.Request) -> web.Response:
         lines = (f'vllm:num_requests_running{{engine="0"}} {float(self.running)}', "vllm:num_requests_waiting 0.0")
         counts = (f'hetserve:engine_kv_tokens{{engine="0"}} {100.0 * self.running}', f"vllm:num_preemptions_total {len(self.bodies)}")
-        return web.Response(text="\n".join((*lines, *counts)) + "\n")
+        done = len(self.bodies)  # 4 steps of 50 ms a request, and 1 ms of its controller's time
+        steps = (f"hetserve:engine_steps_total {4 * done}", f"hetserve:engine_step_s {0.2 * done}", f"hetserve:engine_controller_s {0.001 * done}")
+        return web.Response(text="\n".join((*lines, *counts, *steps)) + "\n")
 
     async def models(self, _: web.Request) -> web.Response:
         return web.json_response({"data": [{"id": self.model, "root": "/nowhere", "max_model_len": 4096}]})

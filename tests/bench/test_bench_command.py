@@ -6,6 +6,7 @@ import json
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +19,9 @@ from hetserve.bench.process import free_port
 from hetserve.bench.runner import saturated
 from hetserve.cli.baseline import baseline
 from hetserve.cli.bench import bench
-from hetserve.errors import BaselineError, BenchError, HetserveError, ModelError, SpecError, UsageError
+from hetserve.errors import BaselineError, BenchError, HetserveError, ModelError, ResourceError, SpecError, UsageError
 from hetserve.metrics import RequestRecord
+from hetserve.spec.load import load_cluster, this_host
 from hetserve.trace.requests import Request
 
 SCRIPT = Path(__file__).with_name("bench_fake_server.py")
@@ -49,7 +51,9 @@ VLLM_KEYS = [
 ]
 SPREADS = [f"{statistic}_{name}_ms" for statistic in ("mean", "median", "std", "p99") for name in ("ttft", "tpot", "itl", "e2el")]
 DETAILS = ["input_lens", "output_lens", "ttfts", "itls", "latencies", "start_times", "queue_times", "generated_texts", "errors"]
-SMALL = ["--dataset-name", "random", "--random-input-len", "20", "--random-output-len", "6", "--num-prompts", "5"]
+LENGTHS = ["--dataset-name", "random", "--random-input-len", "20", "--random-output-len", "6", "--num-prompts", "5"]
+SMALL = ["--cluster", "cpu", *LENGTHS]  # on one device
+TWO_CORES = pytest.mark.skipif(len(this_host().cores) < 2 or this_host().isa in ("", "avx2"), reason="needs what the standard cluster needs")
 
 
 def run(*arguments: str) -> Result:
@@ -86,7 +90,7 @@ def test_both_systems_in_one_json_object(faked: Any, model: Path) -> None:
         "compared": 30, "identical": 30, "near_tie": 0, "wrong": 0, "unchecked": 0}  # fmt: skip
     assert got["machine"]["cores"] >= 1 and "commit" in got and "commit" not in got["machine"]
     assert got["inputs"]["dataset"] == "random" and got["inputs"]["dropped"] == 0
-    assert got["command"].startswith("hetserve bench --baseline vllm")
+    assert got["command"].startswith("hetserve bench --baseline vllm --model")
     assert (got["protocol"]["pairs"], got["protocol"]["order"]) == (6, "ABBAABBAABBA")
     saved = list(Path("results/bench").glob("*/*.json"))
     assert len(saved) == 1 and json.loads(saved[0].read_text()) == got
@@ -105,21 +109,55 @@ def test_the_printed_command_runs_the_same_again(faked: Any, model: Path) -> Non
     assert faked.setups[0].cores == faked.setups[0].cluster.control_cores and len(faked.setups[0].cores) == 1
 
 
+@TWO_CORES
 def test_without_any_flag_it_is_the_standard_run(faked: Any, monkeypatch: pytest.MonkeyPatch, model: Path) -> None:
     asked: list[str] = []
     monkeypatch.setattr("hetserve.cli.bench_setup._model_folder", lambda name, screen: asked.append(name) or model)
-    got = json.loads(ok("--max-model-len", "40000", "--json").stdout)
+    got = json.loads(ok("--max-model-len", "4096", "--json").stdout)
     assert asked == ["llama-250m"]
     words = got["command"].split()
     expected = {
+        "--system": "hetis",
         "--model": "llama-250m",
-        "--cluster": "cpu",
+        "--cluster": "cpu-hetero",
         "--dataset-name": "azure-conv",
         "--num-prompts": "8",
         "--request-rate": "inf",
         "--seed": "0",
     }
     assert {flag: words[words.index(flag) + 1] for flag in expected} == expected
+
+
+@TWO_CORES
+def test_the_standard_run_beside_vllm(faked: Any, model: Path) -> None:
+    done = ok("--baseline", "vllm", "--model", str(model), *LENGTHS)
+    (saved,) = (json.loads(path.read_text()) for path in Path("results/bench").glob("*/*.json"))
+    assert list(saved["systems"]) == ["hetis", "vllm", "vllm-all"] and saved["systems"]["hetis"]["cluster"] == "cpu-hetero"
+    fast, slow = load_cluster("cpu-hetero").devices
+    beside, everywhere = (setup.cluster.devices for setup in faked.setups if len(setup.cluster.devices) == 1)
+    assert beside == (fast,) and everywhere[0].cores == (*fast.cores, *slow.cores) and everywhere[0].isa == ""
+    assert {name: len(one["output_throughput"]["pairs"]) for name, one in saved["ratios"].items()} == {"vllm": 6, "vllm-all": 1}
+    assert "vllm-all (other hardware: for scale)" in done.stdout and "6 adjacent pairs with it (vllm-all: 1)" in done.stdout
+    assert "hetserve profile" in done.stderr
+    alone = ok("--model", str(model), *LENGTHS, "--goodput", "ttft:5000").stdout
+    assert "p99 ITL, ms" in alone and "good requests/s" in alone  # one system: every metric
+
+
+def test_where_there_is_no_second_core_it_is_one_device(faked: Any, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    host = replace(this_host(), cores=this_host().cores[:1])
+    monkeypatch.setattr("hetserve.spec.load.this_host", lambda: host)
+    done = ok("--model", str(model), *LENGTHS, "--json")
+    got = json.loads(done.stdout)
+    assert list(got["systems"]) == ["hetserve"] and got["systems"]["hetserve"]["cluster"] == "cpu"
+    assert "needs at least two cores" in done.stderr and "one device" in done.stderr
+    with pytest.raises(ResourceError, match="needs at least two cores"):  # asked for by name, it is no matter of taste
+        ok("--model", str(model), *LENGTHS, "--cluster", "cpu-hetero")
+
+
+def test_flags_for_one_device_take_one(faked: Any, model: Path) -> None:
+    got = json.loads(ok("--model", str(model), *LENGTHS, "--kv-memory", "64MiB", "--json").stdout)
+    assert got["systems"]["hetserve"]["cluster"] == "cpu" and got["systems"]["hetserve"]["kv_bytes"] == 64 * 2**20
+    assert "--cluster cpu " in got["command"]
 
 
 def test_files_are_never_overwritten_and_vllms_form_is_flat(faked: Any, model: Path) -> None:
@@ -149,6 +187,7 @@ def test_people_get_a_table_with_what_they_must_know(faked: Any, model: Path) ->
     ):
         assert words in said
     assert "vllm: ran without tcmalloc" in said
+    assert "hetserve: controller 0.25 ms of CPU time a step of 50.0 ms, 0.50%" in said
 
 
 def test_wrong_outputs_are_an_error_after_the_result(faked: Any, model: Path) -> None:
@@ -213,7 +252,7 @@ def test_a_plan_settles_cores_memory_and_window(faked: Any, model: Path) -> None
 
     made = CliRunner().invoke(plan, ["--model", str(model), "--cluster", "cpu-1", "--kv-memory", "32MiB", "--max-model-len", "640", "-o", "p.json"])
     assert made.exit_code == 0, made.output
-    ok("--plan", "p.json", "--model", str(model), *SMALL)
+    ok("--plan", "p.json", "--model", str(model), *LENGTHS)
     setup = faked.setups[0]
     assert setup.max_model_len == 640 and setup.cluster.name == "cpu-1" and 30 * 2**20 < setup.kv_bytes <= 32 * 2**20
     assert isinstance(error("--plan", "p.json", "--model", str(model), "--dtype", "float32"), UsageError)
@@ -234,6 +273,7 @@ def test_a_plan_settles_cores_memory_and_window(faked: Any, model: Path) -> None
         (["--model", "MODEL", "--extra-body", "{"], UsageError, "extra-body"),
         (["--model", "MODEL", "--header", "nothing"], UsageError, "KEY=VALUE"),
         (["--model", "MODEL", "--kv-memory", "much"], SpecError, "kv-memory"),
+        (["--plan", "p.json", "--cluster", "cpu"], UsageError, "--plan settles --cluster"),
         (["--model", "MODEL", "--data-dir", "nowhere"], SpecError, "nowhere"),
         (["--model", "MODEL", "--dataset-name", "random", "--random-input-len", "9000", "--num-prompts", "3"], BenchError, "3 of 3"),
     ],
@@ -247,8 +287,9 @@ def test_mistakes_are_one_sentence_before_anything_starts(
 
 
 def test_a_missing_vllm_is_an_error_that_names_the_command(model: Path) -> None:
-    caught = error("--baseline", "vllm", "--model", str(model))
-    assert isinstance(caught, BaselineError) and "hetserve baseline install vllm" in caught.hint
+    for cluster in ([], ["--cluster", "cpu"]):
+        caught = error("--baseline", "vllm", "--model", str(model), *cluster)
+        assert isinstance(caught, BaselineError) and "hetserve baseline install vllm" in caught.hint
 
 
 def test_baselines_are_listed_and_removed(tmp_path: Path) -> None:

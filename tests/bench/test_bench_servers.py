@@ -232,9 +232,13 @@ def test_resident_tokens_of_either_kind_of_server(monkeypatch: pytest.MonkeyPatc
     assert watch.kv_tokens(watch.parse(PAGE)) == 320
     assert watch.kv_tokens(watch.parse(PAGE + 'hetserve:engine_kv_tokens{model_name="m"} 77\n')) == 77
     assert watch.kv_tokens(watch.parse("vllm:kv_cache_usage_perc 0.5\n")) is None
-    pages = iter(["vllm:num_preemptions_total 3", "hetserve:engine_kv_tokens 50", "hetserve:engine_kv_tokens 20\nvllm:num_preemptions_total 5"])
+    before = "vllm:num_preemptions_total 3\nhetserve:engine_controller_s 1.5"
+    during = 'hetserve:engine_kv_tokens 50\nhetserve:pool_lost{device="fast"} 0\nhetserve:pool_lost{device="slow"} 1'
+    after = "hetserve:engine_kv_tokens 20\nvllm:num_preemptions_total 5\nhetserve:engine_controller_s 1.75"
+    pages = iter([before, during, after])
     monkeypatch.setattr("hetserve.bench.watch.get", lambda url, path: (200, next(pages) + "\n"))
     seen: list[str] = []
     sampled = watch.Watch("a", ["http://x"], lambda name, pages: seen.append(name))
     sampled.sample()
-    assert sampled.summary() == {"peak_kv_tokens": 50.0, "preemptions": 2.0, "moves": None} and seen == ["a", "a"]
+    totals = {"preemptions": 2.0, "moves": None, "steps": None, "step_s": None, "controller_s": 0.25}
+    assert sampled.summary() == {"peak_kv_tokens": 50.0, **totals, "devices_lost": ["slow"]} and seen == ["a", "a"]

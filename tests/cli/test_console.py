@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 
 import pytest
 from rich.console import Console
@@ -75,3 +76,10 @@ def test_a_live_view_is_drawn_on_a_terminal_and_only_there() -> None:
         with to.live() as show:
             show("placement and load")
         assert ("placement and load" in err.getvalue()) == terminal
+
+
+def test_a_live_view_leaves_room_for_control_c() -> None:
+    to, _, err = screen(terminal=True)
+    with to.live() as show:
+        show("x" * 500)
+    assert max(len(part) for line in err.getvalue().splitlines() for part in re.findall("x+", line)) == to.err.width - 2

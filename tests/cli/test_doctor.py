@@ -24,6 +24,7 @@ FACTS = {
     "torch": {"version": "2.11.0"},
     "kernels": {"isa": "avx512", "isas": ["ref", "avx2", "avx512"]},
     "kernels_fault": "",
+    "net_fault": "HETSERVE_NET is off",
     "nvcc": None,
     "baselines": {"vllm": None},
     "read_bytes_per_s": {"one_core": 10e9, "all_cores": 35.26e9},
@@ -50,6 +51,10 @@ def test_an_impossible_instruction_set_is_named_as_the_fault(run) -> None:
     assert done.returncode == 5 and "Traceback" not in done.stderr
 
 
+def test_who_posts_messages_is_said(run) -> None:
+    assert json.loads(run("doctor", "--json", "--quick", HETSERVE_NET="off").stdout)["net_fault"] == "HETSERVE_NET is off"
+
+
 def test_an_unknown_cluster_is_named(run) -> None:
     done = run("doctor", "--quick", "--cluster", "cpus")
     assert done.returncode == 3 and "'cpus'" in done.stderr and "'cpu'" in done.stderr
@@ -62,6 +67,7 @@ def test_the_table_says_what_is_used() -> None:
     assert table["instruction sets"][1] == "kernels run avx512; HETSERVE_ISA can force ref, avx2"
     assert table["read bandwidth"][0] == "10.0 GB/s one core, 35.3 GB/s all"
     assert table["GPUs"] == ("NVIDIA P100 (16.0 GiB)", "not used: this version computes on CPUs")
+    assert table["Python, torch"][1] == "matrix multiplications; messages posted from Python (hetserve._net: HETSERVE_NET is off)"
     assert table["vLLM"][0] == "not installed"
 
 

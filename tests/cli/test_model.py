@@ -29,6 +29,7 @@ def test_the_table_for_people(run, folder) -> None:
     done = run("model", "show", str(folder))
     assert done.returncode == 0
     assert "KV cache" in done.stdout and "bytes a token" in done.stdout and "M parameters" in done.stdout
+    assert "1,536 bytes a token and layer head by head; along the sequence over 4 devices 2.67 times" in done.stdout
 
 
 @pytest.mark.parametrize(

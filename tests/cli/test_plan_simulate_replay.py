@@ -49,7 +49,7 @@ def test_every_system_plans_and_says_why(run, folder, tmp_path) -> None:
     two.write_text(f'[cluster]\nname = "two"\ncontrol_cores = [0]\n{devices}')
     for system in ("hetis", "replicas", "hexgen", "splitwise"):
         flags = ("--cluster", str(two), "--system", system, "--heads", "dealt", "--theta", "off", "--delta", "0.1", "--mean-output-len", "20")
-        made = run("plan", "--model", str(folder), *flags, "--max-num-seqs", "8", "--json")
+        made = run("plan", "--model", str(folder), *flags, "--mean-concurrency", "3", "--max-num-seqs", "8", "--json")
         assert made.returncode == 0, made.stderr
         plan = json.loads(made.stdout)
         assert plan["system"] == system and any("one:" in note or "one layers" in note or "on one" in note for note in plan["notes"])
