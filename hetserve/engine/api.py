@@ -41,6 +41,7 @@ class PoolState:
     pages: int
     pages_free: int
     cpu_s: float | None  # CPU time of the device's worker so far; None where it cannot be seen
+    lost: bool = False  # the worker is gone
 
 
 Sink: TypeAlias = Callable[[Output], None]

@@ -8,11 +8,11 @@ import os
 import tempfile
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -27,6 +27,7 @@ from hetserve.engine.executor import Closing, EngineExecutor
 from hetserve.engine.streams import Streams
 from hetserve.engine.timeline import NOTES_FOLDER, ChromeTrace, Recorder, read_spans
 from hetserve.engine.wire import Ready
+from hetserve.errors import UsageError
 from hetserve.spec.load import load_model
 from hetserve.spec.plan import Plan
 from hetserve.systems import policies_for
@@ -47,6 +48,7 @@ class Engine:
         timeline: where to write the run as a Chrome trace, once the engine is closed; None: nowhere.
         in_process: run the workers on threads of this process (tests, machines without ZeroMQ) instead of processes of their own.
         door: where workers of other nodes join; closed with the engine.
+        on_lost: told each device that is lost, and why; on a thread of the engine's.
 
     Raises:
         SpecError: the plan was made for another model.
@@ -61,6 +63,7 @@ class Engine:
         in_process: bool = False,
         timeline: Path | None = None,
         door: Door | None = None,
+        on_lost: Callable[[str, str], None] = lambda device, reason: None,
     ) -> None:
         self.spec = load_model(folder)
         plan.require_model(self.spec)
@@ -71,6 +74,8 @@ class Engine:
         self._folder = Path(folder)
         self._in_process = in_process
         self._door = door
+        self._on_lost = on_lost
+        self._timed = Timed(self._controller)
         self._channels: dict[str, Channel] = {}
         self._journal_path = journal
         self._timeline_path = timeline
@@ -82,6 +87,7 @@ class Engine:
         """Starts the workers and the control thread; returns when the model is loaded.
 
         Raises:
+            UsageError: the journal or the timeline cannot be written.
             HetserveError: whatever a worker reported (ModelError, ResourceError, ...); nothing is left running.
         """
         loop = asyncio.get_running_loop()
@@ -90,13 +96,16 @@ class Engine:
         if self._timeline_path is not None:
             (Path(self._private.name) / NOTES_FOLDER).mkdir()
         self._channels = make_channels(self.plan, self._folder, Path(self._private.name), self._in_process, self._door)
-        self._executor = EngineExecutor(self._channels, plan_layout(self.plan), self._streams)
+        self._executor = EngineExecutor(self._channels, plan_layout(self.plan), self._streams, on_lost=self._on_lost)
+        self._files = ExitStack()
         try:
+            self._observe = self._observer(self._files)
             for channel in self._channels.values():
                 channel.start(self._executor.post)
             waits = [loop.run_in_executor(None, channel.ready) for channel in self._channels.values()]
             self.ready = dict(zip(self._channels, await asyncio.gather(*waits), strict=True))
         except BaseException:
+            self._files.close()
             self._close_channels()
             raise
         self._thread = threading.Thread(target=self._drive, name="control", daemon=True)
@@ -151,16 +160,33 @@ class Engine:
         return False, "; ".join(f"device {device!r} was lost: {reason}" for device, reason in self._executor.lost.items())
 
     def stats(self) -> dict[str, float]:
-        """The controller's counts, steps, and where their time went (`*_s`). Read without a lock: two numbers may be one event apart."""
+        """The controller's counts and CPU time, steps, and where their time went (`*_s`). Read without a lock: two numbers may be one event apart."""
         counts = self._controller.counts()
         parts = {f"{part}_s": seconds for part, seconds in self._executor.parts_s.items()}
-        return {**counts, **parts, "kv_usage": 1 - counts["pages_free"] / counts["pages"], "steps_total": self._executor.steps}
+        return {
+            **counts,
+            **parts,
+            "kv_usage": 1 - counts["pages_free"] / counts["pages"],
+            "steps_total": self._executor.steps,
+            "step_s": self._executor.step_s,
+            "controller_s": self._timed.cpu_s,
+        }
 
     def pools(self) -> list[PoolState]:
         """Every device's part of every stage. Read without a lock, as `stats`."""
         used_s = {name: cpu_s(channel.process.pid) for name, channel in self._channels.items() if hasattr(channel, "process")}
         return [
-            PoolState(pool.device, number, group.role, stage.layers, pool.device in stage.primary, pool.pages, free, used_s.get(pool.device))
+            PoolState(
+                device=pool.device,
+                group=number,
+                role=group.role,
+                layers=stage.layers,
+                primary=pool.device in stage.primary,
+                pages=pool.pages,
+                pages_free=free,
+                cpu_s=used_s.get(pool.device),
+                lost=pool.device in self._executor.lost,
+            )
             for number, group in enumerate(self.plan.groups)
             for (stage, pool), free in zip(
                 ((stage, pool) for stage in group.stages for pool in stage.pools),
@@ -172,8 +198,8 @@ class Engine:
     def _drive(self) -> None:
         """The control thread. A fault of ours ends every request with an error, never with a hang."""
         try:
-            with ExitStack() as files:
-                drive(self._controller, self._executor, self._observer(files))
+            with self._files:
+                drive(self._timed, self._executor, self._observe)
         except Exception as error:
             self._stop_reason = f"the controller failed: {type(error).__name__}: {error}"
             self._streams.fail_all_soon(self._stop_reason)
@@ -183,9 +209,9 @@ class Engine:
         """Whatever is to be written while the engine runs."""
         observers: list[Observer] = []
         if self._journal_path is not None:
-            observers.append(Journal(files.enter_context(self._journal_path.open("wb")).write, self._config))
+            observers.append(Journal(files.enter_context(_new(self._journal_path, "journal", "wb")).write, self._config))
         if self._timeline_path is not None:
-            trace = ChromeTrace(files.enter_context(self._timeline_path.open("w")).write)
+            trace = ChromeTrace(files.enter_context(_new(self._timeline_path, "timeline", "w")).write)
             observers.append(Recorder(plan_layout(self.plan), trace, time.monotonic, lambda: self._executor.parts_s))
             files.callback(self._add_notes, trace)
 
@@ -214,6 +240,33 @@ class Engine:
     def worker_pids(self) -> list[int]:
         """Process ids of the workers; empty when they are threads of this process."""
         return [channel.process.pid for channel in self._channels.values() if hasattr(channel, "process")]
+
+
+class Timed:
+    """A controller, and the CPU time its decisions have taken: what a thread that waits for a core meanwhile loses is not in it."""
+
+    def __init__(self, controller: Controller) -> None:
+        self._controller = controller
+        self.cpu_s = 0.0
+
+    def handle(self, event: Event) -> list[Command]:
+        since_s = time.thread_time()
+        commands = self._controller.handle(event)
+        self.cpu_s += time.thread_time() - since_s
+        return commands
+
+
+def _new(path: Path, what: str, mode: str) -> IO[Any]:
+    """An empty file to write to.
+
+    Raises:
+        UsageError: it cannot be had.
+    """
+    try:
+        return path.open(mode)
+    except OSError as error:
+        said = f"the {what} cannot be written to {str(path)!r}: {error.strerror}"
+        raise UsageError(said, f"--{what} takes a file in a folder that is there") from None
 
 
 def cpu_s(pid: int) -> float | None:

@@ -76,16 +76,23 @@ class EngineExecutor:
         layout: the groups.
         listener: hears tokens and ends.
         clock: seconds, monotonic.
+        on_lost: told each device that is lost, and why; on the executor's thread.
     """
 
     def __init__(
-        self, channels: Mapping[str, Channel], layout: Sequence[GroupLayout], listener: Listener, clock: Callable[[], float] = time.monotonic
+        self,
+        channels: Mapping[str, Channel],
+        layout: Sequence[GroupLayout],
+        listener: Listener,
+        clock: Callable[[], float] = time.monotonic,
+        on_lost: Callable[[str, str], None] = lambda device, reason: None,
     ) -> None:
         self._channels = channels
         self._groups = [InFlight(group) for group in layout]
-        self._moves: set[int] = set()  # sent and not reported
+        self._moves: dict[int, set[str]] = {}  # sent and not reported: the devices at its ends
         self._listener = listener
         self._clock = clock
+        self._on_lost = on_lost
         self._inbox: queue.SimpleQueue[Item] = queue.SimpleQueue()
         self._ahead: deque[Item] = deque()  # what comes before anything in the inbox
         self._alarms: list[float] = []
@@ -93,6 +100,7 @@ class EngineExecutor:
         self._seq = 0
         self.parts_s: dict[str, float] = {}  # where the workers' time went so far
         self.steps = 0
+        self.step_s = 0.0  # how long all steps ran on the devices that answer them
         self.lost: dict[str, str] = {}  # device -> why
 
     def post(self, item: Item) -> None:
@@ -139,7 +147,7 @@ class EngineExecutor:
     def _move(self, move: MoveKv) -> None:
         """Both sides are told; a lost one fails it at once."""
         devices = {self._groups[place.group].layout.pool_device(place.pool) for place in (move.source, move.target)}
-        self._moves.add(move.move)
+        self._moves[move.move] = devices
         if devices & self.lost.keys():
             self.post(MoveResult(move.move, False))
         else:
@@ -192,15 +200,22 @@ class EngineExecutor:
         group.since_s = now_s
         self._logprobs = result.logprobs
         self.steps += 1
+        self.step_s += result.step_s
         for part, seconds in result.parts_s.items():
             self.parts_s[part] = self.parts_s.get(part, 0.0) + seconds
         return StepDone(now_s, self._seq, result.step, result.group, result.tokens, result.step_s)
 
-    def _move_done(self, result: MoveResult, now_s: float) -> MoveDone | None:
-        """The event of a move's end; None when the other side has reported it already."""
+    def _move_done(self, result: MoveResult, now_s: float) -> MoveDone | WorkerLost | None:
+        """The event of a move's end; None when the other side has reported it already. If one side found the other lost, first the event of that.
+
+        Where one of the two is known to be lost, what it says of the other means nothing.
+        """
         if result.move not in self._moves:
             return None
-        self._moves.remove(result.move)
+        if result.lost and not self._moves[result.move] & self.lost.keys():
+            self._ahead.appendleft(result)
+            return self._worker_lost(Lost(result.lost, "it stopped answering in the middle of a move and was ended"), now_s)
+        del self._moves[result.move]
         return MoveDone(now_s, self._seq, result.move, result.ok)
 
     def _worker_lost(self, lost: Lost, now_s: float) -> WorkerLost | None:
@@ -208,6 +223,7 @@ class EngineExecutor:
         if lost.device in self.lost:
             return None
         self.lost[lost.device] = lost.reason
+        self._on_lost(lost.device, lost.reason)
         self._channels[lost.device].kill()
         for group in self._groups:
             group.lost |= any(stage.primary == lost.device for stage in group.layout.stages)

@@ -6,8 +6,10 @@ Every socket is locked with the engine's token. Who a worker is, it says itself:
 from __future__ import annotations
 
 import queue
+import socket as tcp
 import threading
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import msgspec
 import zmq
@@ -18,6 +20,9 @@ from hetserve.engine.keys import lock, unlock
 from hetserve.engine.sockets import SocketChannel
 from hetserve.engine.wire import WorkerConfig
 from hetserve.errors import ResourceError, UsageError, WorkerError
+from hetserve.spec.cluster import ISAS
+from hetserve.spec.fingerprint import model_fingerprint
+from hetserve.spec.load import load_model
 
 POLL_MS = 200
 KNOCK_S = 10.0  # an engine that is there answers much sooner
@@ -32,6 +37,8 @@ class Knock:
     device: str
     address: str  # where its peers reach it
     isa: str  # the best it has
+    cores: tuple[int, ...]  # that it may use
+    model: str  # the fingerprint of its model's shape; empty: it takes the engine's path
 
 
 @dataclass(frozen=True)
@@ -87,6 +94,7 @@ class Door:
         self.host, self.port = split_address(address, "--join-address")
         self.token = token
         self._waiting: dict[str, tuple[WorkerConfig, str, str]] = {}  # device -> its config, steps and results
+        self._inside: set[str] = set()  # devices let in
         self._lock = threading.Lock()
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self._socket = self._context.socket(zmq.REP)
@@ -130,12 +138,27 @@ class Door:
         except msgspec.DecodeError:
             return Answer("it was not understood: is the worker of the same version as the engine?")
         with self._lock:
-            waiting = self._waiting.pop(knock.device, None)
-            expected = sorted(self._waiting)
-        if waiting is None:
-            return Answer(f"no device {knock.device!r} is waited for; waiting for: {', '.join(expected) or 'none'}")
-        config, steps_url, results_url = waiting
+            if why := self._refusal(knock):
+                return Answer(why)
+            self._inside.add(knock.device)
+            config, steps_url, results_url = self._waiting.pop(knock.device)
         return Answer("", replace(config, address=knock.address), steps_url, results_url)
+
+    def _refusal(self, knock: Knock) -> str:
+        """Why a worker is not let in; empty if it is. It may try again."""
+        if knock.device in self._inside:
+            return f"device {knock.device!r} has joined already"
+        if knock.device not in self._waiting:
+            return f"no device {knock.device!r} is waited for; waiting for: {', '.join(sorted(self._waiting)) or 'none'}"
+        config = self._waiting[knock.device][0]
+        missing = sorted(set(config.cores) - set(knock.cores))
+        if missing:
+            return f"device {knock.device!r} has the cores {missing} in the cluster file, but the worker may use only {list(knock.cores)}"
+        if config.isa and config.isa not in ISAS[: ISAS.index(knock.isa) + 1 if knock.isa else 0]:
+            return f"device {knock.device!r} has {config.isa} in the cluster file, but the worker's machine only {knock.isa or 'less than AVX2'}"
+        if knock.model and knock.model != model_fingerprint(load_model(config.model_folder)):
+            return f"the worker's model has another shape than the engine's, {Path(config.model_folder).name!r}"
+        return ""
 
 
 class JoinedChannel(SocketChannel):
@@ -169,11 +192,11 @@ class JoinedChannel(SocketChannel):
         """It was told to stop, and does; nobody here needs to see it."""
 
 
-def knock(address: str, token: bytes, device: str, own_address: str, isa: str) -> Answer:
-    """Asks the engine at HOST:PORT to be let in as `device`.
+def knock(address: str, token: bytes, said: Knock) -> Answer:
+    """Asks the engine at HOST:PORT to be let in.
 
     Raises:
-        WorkerError: nobody answers (or the tokens differ, which looks the same), or the engine refuses.
+        WorkerError: nobody listens there or the tokens differ, or the engine refuses.
     """
     host, port = split_address(address, "--join")
     context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
@@ -181,12 +204,22 @@ def knock(address: str, token: bytes, device: str, own_address: str, isa: str) -
         socket.setsockopt(zmq.LINGER, 0)
         unlock(socket, token)
         socket.connect(f"tcp://{host}:{port}")
-        socket.send(msgspec.msgpack.encode(Knock(device, own_address, isa)))
+        socket.send(msgspec.msgpack.encode(said))
         if not socket.poll(int(KNOCK_S * 1000)):
+            if not _listens(host, port):
+                raise WorkerError(f"nobody listens at {address}", f"is the engine running, with --join-address {address}?")
             what = f"the engine at {address} did not answer within {KNOCK_S:.0f} s"
-            raise WorkerError(what, "is it running with --join-address, and is the token the same on both sides?")
+            raise WorkerError(what, "is the token the same on both sides, and is that port its --join-address?")
         answer = msgspec.msgpack.decode(socket.recv(), type=Answer)
     context.term()
     if answer.refused:
         raise WorkerError(f"the engine at {address} refused: {answer.refused}")
     return answer
+
+
+def _listens(host: str, port: int) -> bool:
+    try:
+        with tcp.create_connection((host, port), KNOCK_S):
+            return True
+    except OSError:
+        return False

@@ -8,11 +8,13 @@ from dataclasses import replace
 
 import zmq
 
-from hetserve.engine.join import is_cut, knock, split_address, watch
+from hetserve.engine.join import Knock, is_cut, knock, split_address, watch
 from hetserve.engine.keys import unlock
 from hetserve.engine.process import run
-from hetserve.errors import ResourceError, WorkerError
+from hetserve.errors import WorkerError
 from hetserve.spec.cluster import Host
+from hetserve.spec.fingerprint import model_fingerprint
+from hetserve.spec.load import load_model
 
 
 def own_address(engine: str) -> str:
@@ -38,15 +40,13 @@ def serve_joined(engine: str, token: bytes, device: str, model_folder: str, addr
     Returns: the exit code.
 
     Raises:
-        WorkerError: nobody answers, the engine refuses, or it went away.
-        ResourceError: this machine has not the cores that the device has in the cluster file.
+        ModelError, UnsupportedError: `model_folder` is no model, or none for us.
+        WorkerError: nobody answers, the engine refuses (another model, or not the cores that the device has in the cluster file), or it went away.
     """
-    answer = knock(engine, token, device, address or own_address(engine), host.isa)
+    model = model_fingerprint(load_model(model_folder)) if model_folder else ""
+    answer = knock(engine, token, Knock(device, address or own_address(engine), host.isa, host.cores, model))
     assert answer.config is not None
     config = replace(answer.config, model_folder=model_folder) if model_folder else answer.config
-    missing = sorted(set(config.cores) - set(host.cores))
-    if missing:
-        raise ResourceError(f"device {device!r} has the cores {missing} in the cluster file, but this process may use only {list(host.cores)}")
     say(f"joined {engine} as {device!r}; loading")
     context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
     with context.socket(zmq.PULL) as steps, context.socket(zmq.PUSH) as results:

@@ -1,6 +1,10 @@
 """Copies KV pages between pools in the background: from this device to a peer, the other way, or between two pools of this device.
 
-All workers carry out the moves that concern them in the order the executor sent them, so two that wait for each other cannot happen.
+Pages that are written already go in chunks over all layers. Those that a step writes go layer by layer behind it: the source waits until the step
+has passed a layer, sends it while the step is in the next, and the target takes the layers in as they come.
+
+Two devices carry out the moves between them in the order the executor sent them, on a thread of each for this pair alone, and no step waits for a
+move: so no two wait for each other, and a step that one device waits for holds up no third one.
 """
 
 from __future__ import annotations
@@ -8,6 +12,8 @@ from __future__ import annotations
 import os
 import queue
 import threading
+import time
+from collections import deque
 from collections.abc import Callable, Iterator
 
 import numpy as np
@@ -15,23 +21,28 @@ import torch
 
 from hetserve.control.messages import Int32s, MoveKv, Place
 from hetserve.engine.attention import KvMemory
-from hetserve.engine.transport.link import KV, Link, PeerLost, make_tag
+from hetserve.engine.progress import Progress, StageStopped
+from hetserve.engine.transport.link import KV, Link, PeerLost, Pending, make_tag
 from hetserve.engine.wire import GroupLayout, MoveResult
 
 CHUNK_BYTES = 2 << 20
-PEER_S = 60.0  # a peer that takes longer for one chunk is gone; a move before this one may hold it up
-NICENESS = 10  # of the moving thread: steps come first
+AHEAD = 4  # chunks under way at a time, so that a link's latency is not paid for each
+PEER_S = 20.0  # a peer that does not take or give a chunk for so long, when nothing but the wire is between, is gone
+STEP_S = 3600.0  # the same where the peer waits for a step: as long as it lives; whoever freezes in a step is killed by the executor
+NICENESS = 10  # of the moving threads: steps come first
+CLOSE_S = 2.0
 
 
 class Mover:
-    """The thread that moves KV.
+    """The threads that move KV, one for each peer that there is anything to move to or from.
 
     Args:
         device: this worker's.
         groups: the plan's layout.
         memories: this worker's pools, by (group, pool).
+        progress: how far the stages are whose primary it is, by (group, pool of the primary).
         links: peer -> its link for moves.
-        report: takes the results, from this thread.
+        report: takes the results, from these threads.
     """
 
     def __init__(
@@ -39,32 +50,43 @@ class Mover:
         device: str,
         groups: tuple[GroupLayout, ...],
         memories: dict[tuple[int, int], KvMemory],
+        progress: dict[tuple[int, int], Progress],
         links: dict[str, Link],
         report: Callable[[MoveResult], None],
     ) -> None:
         self._device = device
         self._groups = groups
         self._memories = memories
+        self._progress = progress
         self._links = links
         self._report = report
         self.fault: Exception | None = None
-        self._orders: queue.SimpleQueue[MoveKv | None] = queue.SimpleQueue()
-        self._thread = threading.Thread(target=self._work, name=f"mover {device}", daemon=True)
-        self._thread.start()
+        self._orders: dict[str, queue.SimpleQueue[MoveKv | None]] = {}  # by peer; this device itself for moves between its own pools
+        self._threads: list[threading.Thread] = []
 
     def order(self, move: MoveKv) -> None:
         """Takes up a move. Returns at once."""
-        self._orders.put(move)
+        source, target = self._device_of(move.source), self._device_of(move.target)
+        peer = target if source == self._device else source
+        if peer not in self._orders:
+            self._orders[peer] = queue.SimpleQueue()
+            self._threads.append(threading.Thread(target=self._work, args=(self._orders[peer],), name=f"mover {self._device} {peer}", daemon=True))
+            self._threads[-1].start()
+        self._orders[peer].put(move)
 
     def close(self) -> None:
-        """No more moves; does not wait for one under way."""
-        self._orders.put(None)
+        """No more moves. Those under way are waited for, but not for long."""
+        for orders in self._orders.values():
+            orders.put(None)
+        until_s = time.monotonic() + CLOSE_S
+        for thread in self._threads:  # or one might still be letting go of its link when the interpreter ends, and abort the process
+            thread.join(max(0.0, until_s - time.monotonic()))
 
-    def _work(self) -> None:
+    def _work(self, orders: queue.SimpleQueue[MoveKv | None]) -> None:
         os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICENESS)
         torch.set_num_threads(1)  # of this thread alone
         with torch.inference_mode():
-            while (move := self._orders.get()) is not None:
+            while (move := orders.get()) is not None:
                 try:
                     self._carry_out(move)
                 except Exception as error:  # a fault of ours: the worker ends with it at its next message
@@ -81,6 +103,10 @@ class Mover:
             else:
                 self._receive(move, self._links[source])
         except PeerLost:
+            here, peer = (move.target, source) if target == self._device else (move.source, target)
+            tells = (here.group, here.pool) in self._progress  # an attention worker does not: its primary may have given it up first
+            self._report(MoveResult(move.move, False, peer if tells else ""))
+        except StageStopped:
             self._report(MoveResult(move.move, False))
         else:
             if target == self._device:
@@ -90,32 +116,53 @@ class Mover:
         return self._groups[place.group].pool_device(place.pool)
 
     def _copy(self, move: MoveKv) -> None:
-        source, target = self._rows(move.source, move), self._rows(move.target, move)
-        target.index_copy_(1, _ids(move.pages_to), source.index_select(1, _ids(move.pages_from)))
+        for (rows, pages), (_, into, places) in zip(self._ready(move), self._chunks(move.target, move.pages_to, move), strict=True):
+            into.index_copy_(1, places, rows.index_select(1, pages))
 
     def _send(self, move: MoveKv, link: Link) -> None:
-        rows = self._rows(move.source, move)
-        for pages in _chunks(move.pages_from, rows):
-            link.isend(rows.index_select(1, pages), make_tag(KV)).wait(PEER_S)
+        under_way: deque[tuple[Pending, torch.Tensor]] = deque()  # with what is being sent, which must stay
+        for rows, pages in self._ready(move):
+            chunk = rows.index_select(1, pages)
+            under_way.append((link.isend(chunk, make_tag(KV)), chunk))
+            if len(under_way) == AHEAD:
+                under_way.popleft()[0].wait(PEER_S)
+        for sending, _ in under_way:
+            sending.wait(PEER_S)
 
     def _receive(self, move: MoveKv, link: Link) -> None:
-        rows = self._rows(move.target, move)
-        for pages in _chunks(move.pages_to, rows):
-            chunk = torch.empty((rows.shape[0], len(pages), rows.shape[2]), dtype=torch.uint8)
-            link.post_recv(chunk, make_tag(KV)).wait(PEER_S)
+        patience_s = PEER_S if move.step < 0 else STEP_S
+        under_way: deque[tuple[Pending, torch.Tensor, torch.Tensor, torch.Tensor]] = deque()
+
+        def take_in() -> None:
+            receiving, chunk, rows, pages = under_way.popleft()
+            receiving.wait(patience_s)
             rows.index_copy_(1, pages, chunk)
 
-    def _rows(self, place: Place, move: MoveKv) -> torch.Tensor:
-        """The pages of a pool's layers that move: [layers, pages, bytes of one layer's page]. All pools keep their pages in one layout."""
+        for _, rows, pages in self._chunks(move.target, move.pages_to, move):
+            chunk = torch.empty((rows.shape[0], len(pages), rows.shape[2]), dtype=torch.uint8)
+            under_way.append((link.post_recv(chunk, make_tag(KV)), chunk, rows, pages))
+            if len(under_way) == AHEAD:
+                take_in()
+        while under_way:
+            take_in()
+
+    def _ready(self, move: MoveKv) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        """The chunks of the source, each once it is written: (rows, page ids)."""
+        for layer, rows, pages in self._chunks(move.source, move.pages_from, move):
+            if move.step >= 0:
+                self._progress[move.source.group, move.source.pool].wait(move.step, layer)
+            yield rows, pages
+
+    def _chunks(self, place: Place, pages: Int32s, move: MoveKv) -> Iterator[tuple[int, torch.Tensor, torch.Tensor]]:
+        """What is copied at a time: (last layer, [layers, pages of the pool, bytes of one layer's page], page ids), the same on both sides.
+
+        All pools keep their pages in one layout.
+        """
         memory = self._memories[place.group, place.pool]
         first, last = move.layers
-        return memory.rows[first - memory.first_layer : last - memory.first_layer]
-
-
-def _chunks(pages: Int32s, rows: torch.Tensor) -> Iterator[torch.Tensor]:
-    """Page ids, as many at a time as make a chunk."""
-    return iter(_ids(pages).split(max(1, CHUNK_BYTES // (rows.shape[0] * rows.shape[2]))))
-
-
-def _ids(pages: Int32s) -> torch.Tensor:
-    return torch.from_numpy(pages.reshape(-1).astype(np.int64))
+        at_once = last - first if move.step < 0 else 1
+        ids = torch.from_numpy(pages.reshape(-1).astype(np.int64))
+        for layer in range(first, last, at_once):
+            rows = memory.rows[layer - memory.first_layer : layer - memory.first_layer + at_once]
+            for some in ids.split(max(1, CHUNK_BYTES // (at_once * rows.shape[2]))):
+                yield layer + at_once - 1, rows, some

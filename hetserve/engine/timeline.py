@@ -121,6 +121,7 @@ class Recorder:
             "heads": move.heads.tolist(),
             "pages": int(move.pages_from.size),
             "layers": list(move.layers),
+            **({"behind step": move.step} if move.step >= 0 else {}),
             "ok": event.ok,
         }
         self._take(Span("moves", f"{source} to {target}", f"request {move.request}", began_s, event.at_s, facts, overlap=True))

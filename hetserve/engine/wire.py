@@ -125,6 +125,7 @@ class MoveResult:
 
     move: int
     ok: bool
+    lost: str = ""  # the device at the other end, which did not answer a primary
 
 
 @dataclass(frozen=True)

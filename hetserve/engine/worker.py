@@ -13,6 +13,7 @@ from hetserve.control.messages import MoveKv, RunStep
 from hetserve.engine.attention import KvMemory, pool_pairs
 from hetserve.engine.heads import AttentionPart
 from hetserve.engine.mover import Mover
+from hetserve.engine.progress import Progress
 from hetserve.engine.sequences import Sequences
 from hetserve.engine.stage import PrimaryPart
 from hetserve.engine.transport.link import HEADS, MOVES, STEPS, Connect, Link, make_tag
@@ -55,9 +56,10 @@ class Worker:
                 link = connect(peer, plane)
                 links[peer] = PacedLink(link, slowed[peer].latency_s, slowed[peer].bytes_per_s) if peer in slowed else link
         self._memories: dict[tuple[int, int], KvMemory] = {}
+        self._progress: dict[tuple[int, int], Progress] = {}
         self.weight_bytes = 0  # of all parts
         self._groups = {number: self._load(number) for number, group in enumerate(config.groups) if config.device in group.devices}
-        self._mover = Mover(config.device, config.groups, self._memories, self._links[MOVES], report)
+        self._mover = Mover(config.device, config.groups, self._memories, self._progress, self._links[MOVES], report)
 
     @property
     def kv_bytes(self) -> int:
@@ -75,6 +77,8 @@ class Worker:
 
     def close(self) -> None:
         """Takes no more work."""
+        for progress in self._progress.values():
+            progress.stop()
         self._mover.close()
         for links in self._links.values():
             for link in links.values():
@@ -108,6 +112,7 @@ class Worker:
                 if index == 0:
                     primary = PrimaryPart(config, self._spec, number, stage, links)
                     self._memories[number, place] = primary.memory
+                    self._progress[number, place] = primary.progress
                     self.weight_bytes += primary.model.weight_bytes
                     group.parts.append(primary)
                 else:

@@ -1,11 +1,13 @@
 """Drives workers without a controller: random batches, chunks, moves and replacements of head groups, as messages made by hand.
 
-Whatever the script does, every sequence must get the tokens it gets alone on one device.
+Whatever the script does, every sequence must get the tokens it gets alone on one device, and whatever is moved must arrive as it was.
 """
 
 from __future__ import annotations
 
 import queue
+import zlib
+from collections import deque
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -60,6 +62,9 @@ class Seq:
     computed: int = 0
     placement: np.ndarray = field(default_factory=lambda: NO_INTS)
     pages: list[list[int]] = field(default_factory=list)  # of each lane
+    bound: np.ndarray = field(default_factory=lambda: NO_INTS)  # where its prompt's head groups are being shipped to, if they are
+    there: list[list[int]] = field(default_factory=list)  # of each lane: the pages there that have been ordered
+    orders: list[int] = field(default_factory=list)  # moves that have not been waited for
 
     @property
     def known(self) -> int:
@@ -84,7 +89,9 @@ class Workers:
         group = self.layout[0]
         self.home = np.repeat([stage.first_pool for stage in group.stages], self.heads).astype(np.int32)
         self.free = [list(range(pool.pages)) for stage in group.stages for pool in stage.pools]
-        self.steps = self.moves = 0
+        self.steps = self.moves = self.compared = 0
+        self.stepped: deque[StepResult] = deque()
+        self.moved: dict[int, bool] = {}
         self.killed: set[str] = set()
 
     def close(self) -> None:
@@ -96,39 +103,68 @@ class Workers:
         for device in devices:
             self.channels[device].send(outgoing)
 
-    def wait(self, kind):
+    def receive(self) -> None:
+        """One message of a worker."""
         message = self.inbox.get(timeout=WAIT_S)
-        while isinstance(message, Lost) and message.device in self.killed:
-            message = self.inbox.get(timeout=WAIT_S)
-        assert isinstance(message, kind), message
-        return message
+        if isinstance(message, MoveResult):
+            self.moved[message.move] = message.ok
+        elif isinstance(message, StepResult):
+            self.stepped.append(message)
+        else:
+            assert isinstance(message, Lost) and message.device in self.killed, message
 
     def step(self, number: int = 0, **changes) -> StepResult:
         self.steps += 1
         nothing = dict.fromkeys(("ends", "grant_slots", "grant_index", "leaves", "joins", "chunk_slots", "chunk_tokens", "chunk_samples"), NO_INTS)
         step = RunStep(self.steps, number, **{**nothing, "starts": (), "replaces": (), "grant_pages": NO_PAGES, "predicted_s": 0.01, **changes})
         self.send(step, self.layout[number].devices)
-        return self.wait(StepResult)
+        while not self.stepped:
+            self.receive()
+        return self.stepped.popleft()
+
+    def order(self, layers, heads, pages_from, pages_to, source: Place, target: Place, step: int = -1) -> int:
+        """Sends a move off; returns its number."""
+        self.moves += 1
+        move = MoveKv(self.moves, 0, 0, layers, heads, pages_from, pages_to, source, target, step)
+        self.send(move, sorted({self.layout[place.group].pool_device(place.pool) for place in (source, target)}))
+        return self.moves
+
+    def await_move(self, number: int) -> bool:
+        while number not in self.moved:
+            self.receive()
+        return self.moved.pop(number)
 
     def move(self, layers, heads, pages_from, pages_to, source: Place, target: Place) -> bool:
-        self.moves += 1
-        move = MoveKv(self.moves, 0, 0, layers, heads, pages_from, pages_to, source, target)
-        self.send(move, sorted({self.layout[place.group].pool_device(place.pool) for place in (source, target)}))
-        result = self.wait(MoveResult)
-        assert result.move == self.moves
-        return result.ok
+        ok = self.await_move(self.order(layers, heads, pages_from, pages_to, source, target))
+        if ok:
+            self.compare(pages_from, pages_to, source, target)
+        return ok
+
+    def compare(self, pages_from, pages_to, source: Place, target: Place) -> None:
+        """What was moved has arrived as it was, as far as the workers' memory can be seen from here."""
+        sums = []
+        for place, pages in ((source, pages_from), (target, pages_to)):
+            channel = self.channels[self.layout[place.group].pool_device(place.pool)]
+            if not hasattr(channel, "worker"):
+                return
+            rows = channel.worker._memories[place.group, place.pool].rows
+            assert rows[:, pages.ravel().tolist()].any(), "nothing was ever stored there"
+            sums.append(zlib.crc32(rows[:, pages.ravel().tolist()].numpy().tobytes()))
+        assert sums[0] == sums[1]
+        self.compared += pages_from.size
 
 
 class Script:
     """Random stepping of some sequences on one group."""
 
-    def __init__(self, workers: Workers, prompts: list[list[int]], goal: int, seed: int) -> None:
+    def __init__(self, workers: Workers, prompts: list[list[int]], goal: int, seed: int, ships: float = 0.0) -> None:
         self.workers = workers
+        self.ships = ships  # how many of the prompts are shipped behind their chunks
         self.rng = np.random.default_rng(seed)
         self.seqs = [Seq(slot, prompt, goal, placement=workers.home.copy()) for slot, prompt in enumerate(prompts)]
         self.standing: set[int] = set()
         self.replaces: list[Replace] = []
-        self.moved = 0
+        self.moved = self.shipped = 0
         self.dispatched = 0
 
     def run(self, moves: bool = True) -> list[list[int]]:
@@ -141,7 +177,7 @@ class Script:
 
     def step(self) -> StepResult | None:
         rng = self.rng
-        decode = {seq.slot for seq in self.seqs if seq.decodes and len(seq.tokens) < seq.goal and rng.random() < 0.8}
+        decode = {seq.slot for seq in self.seqs if seq.decodes and len(seq.tokens) < seq.goal and rng.random() < 0.8 and self.settled(seq)}
         chunks = [seq for seq in self.seqs if seq.computed < seq.known and not seq.decodes and rng.random() < 0.5]
         if not decode and not chunks:
             return None
@@ -150,6 +186,8 @@ class Script:
         taken = [(self.seqs[slot], 1) for slot in sorted(decode)] + list(zip(chunks, counts, strict=True))
         grants = [grant for seq, count in taken for grant in self.grant(seq, count)]
         samples = [seq.computed + count == seq.known for seq, count in zip(chunks, counts, strict=True)]
+        for seq, count in zip(chunks, counts, strict=True):
+            self.ship(seq, count)
         result = self.workers.step(
             starts=tuple(starts),
             replaces=tuple(self.replaces),
@@ -186,21 +224,72 @@ class Script:
         free = self.workers.free[pool]
         return free.pop(int(self.rng.integers(len(free))))
 
+    def lanes(self):
+        """(layers, lanes) of each stage."""
+        heads = self.workers.heads
+        for number, stage in enumerate(self.workers.layout[0].stages):
+            yield stage.layers, np.arange(number * heads, (number + 1) * heads, dtype=np.int32)
+
+    def deal(self) -> np.ndarray:
+        """A random placement."""
+        stages, heads = self.workers.layout[0].stages, self.workers.heads
+        return np.concatenate([self.rng.integers(one.first_pool, one.first_pool + len(one.pools), heads, np.int32) for one in stages])
+
+    def ship(self, seq: Seq, count: int) -> None:
+        """Before a step with a chunk of so many tokens: sends the pages that it completes behind it, if the prompt is to be shipped."""
+        if seq.computed == 0 and self.rng.random() < self.ships:
+            seq.bound, seq.there = self.deal(), [[] for _ in seq.placement]
+        if not len(seq.bound):
+            return
+        done = seq.computed + count
+        rows = -(-done // PAGE) if done == seq.known else done // PAGE
+        for layers, lanes in self.lanes():
+            source = int(seq.placement[lanes[0]])
+            for target in np.unique(seq.bound[lanes]).tolist():
+                some = lanes[seq.bound[lanes] == target]
+                copied = len(seq.there[some[0]])
+                if target == source or copied == rows:
+                    continue
+                new = np.array([[self.take(target) for _ in range(copied, rows)] for _ in some], np.int32)
+                old = np.array([seq.pages[lane][copied:rows] for lane in some], np.int32)
+                places = Place(0, source), Place(0, target)
+                seq.orders.append(self.workers.order(layers, some % self.workers.heads, old, new, *places, self.workers.steps + 1))
+                for lane, row in zip(some, new, strict=True):
+                    seq.there[lane] += row.tolist()
+
+    def settled(self, seq: Seq) -> bool:
+        """Whether it lies where it is to decode; if its prompt is on its way, it arrives now or is waited for later."""
+        if not len(seq.bound):
+            return True
+        if self.rng.random() < 0.5:
+            return False
+        assert all([self.workers.await_move(number) for number in seq.orders])
+        away = np.flatnonzero(seq.bound != seq.placement).astype(np.int32)
+        self.shipped += len(seq.orders)
+        for lane in away.tolist():
+            source, target = int(seq.placement[lane]), int(seq.bound[lane])
+            self.workers.compare(np.array(seq.pages[lane]), np.array(seq.there[lane]), Place(0, source), Place(0, target))
+            self.workers.free[source] += seq.pages[lane]
+            seq.pages[lane] = seq.there[lane]
+        if len(away):
+            pages = np.array([seq.pages[lane] for lane in away], np.int32)
+            self.replaces.append(Replace(seq.slot, away, seq.bound[away], pages))
+        seq.placement, seq.bound, seq.orders = seq.bound, NO_INTS, []
+        return True
+
     def move(self) -> None:
         """Deals one decoding sequence's head groups anew, at random, and moves those that change their place."""
-        able = [seq for seq in self.seqs if seq.decodes and seq.slot not in {one.slot for one in self.replaces}]
+        able = [seq for seq in self.seqs if seq.decodes and not len(seq.bound) and seq.slot not in {one.slot for one in self.replaces}]
         if not able:
             return
-        seq = able[int(self.rng.integers(len(able)))]
-        group, heads = self.workers.layout[0], self.workers.heads
-        for number, stage in enumerate(group.stages):
-            lanes = np.arange(number * heads, (number + 1) * heads, dtype=np.int32)
-            goal = self.rng.integers(stage.first_pool, stage.first_pool + len(stage.pools), heads)
-            for target in np.unique(goal):
-                for source in np.unique(seq.placement[lanes]):
-                    some = lanes[(goal == target) & (seq.placement[lanes] == source)]
+        seq, goal = able[int(self.rng.integers(len(able)))], self.deal()
+        for layers, lanes in self.lanes():
+            before = seq.placement[lanes]
+            for target in np.unique(goal[lanes]):
+                for source in np.unique(before):
+                    some = lanes[(goal[lanes] == target) & (before == source)]
                     if source != target and len(some):
-                        self.move_lanes(seq, stage.layers, some, int(source), int(target))
+                        self.move_lanes(seq, layers, some, int(source), int(target))
 
     def move_lanes(self, seq: Seq, layers, lanes, source: int, target: int) -> None:
         old = np.array([seq.pages[lane] for lane in lanes], np.int32)
@@ -231,7 +320,7 @@ def run_script(folder, private, layout, seed, in_process, **changes):
     spec = load_model(folder)
     workers = Workers(make_plan(spec, [LAYOUTS[layout](spec.layers)], **changes), folder, private, in_process)
     try:
-        script = Script(workers, PROMPTS, NEW_TOKENS, seed)
+        script = Script(workers, PROMPTS, NEW_TOKENS, seed, ships=0.9)
         return script.run(), script
     finally:
         workers.close()

@@ -18,7 +18,7 @@ from hetserve.control.messages import Sampling
 from hetserve.engine.api import Output
 from hetserve.engine.engine import Engine
 from hetserve.engine.model.make import make_checkpoint
-from hetserve.errors import ModelError
+from hetserve.errors import ModelError, UsageError
 from hetserve.planner.options import Options
 from hetserve.planner.uniform import plan_uniform
 from hetserve.spec.load import load_cluster, load_model
@@ -147,6 +147,7 @@ def test_preempted_requests_get_the_same_tokens(folder, alone, depth):
             await engine.close()
 
     tokens, stats = asyncio.run(run())
+    assert stats["steps_total"] > 0 and 0 < stats["controller_s"] < stats["step_s"]
     assert stats["preemptions_total"] > 0
     assert tokens == alone
     assert stats["pages_free"] == stats["pages"]
@@ -307,3 +308,12 @@ def test_journal_of_a_real_run_replays_exactly(folder, tmp_path):
             controller.check()
             replayed += 1
     assert replayed > len(PROMPTS) + NEW_TOKENS
+
+
+@pytest.mark.parametrize("what", ["journal", "timeline"])
+def test_a_file_that_cannot_be_written_is_said_before_anything_starts(folder, tmp_path, what):
+    plan = plan_uniform(load_cluster("cpu-1"), load_model(folder), None, Options(max_model_len=64, kv_memory_bytes=2**20))
+    engine = Engine(plan, folder, **{what: tmp_path / "nowhere" / "x"})
+    with pytest.raises(UsageError, match=f"the {what} cannot be written"):
+        asyncio.run(engine.start())
+    assert engine.worker_pids() == []

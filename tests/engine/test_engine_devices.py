@@ -11,10 +11,17 @@ import pytest
 from heads_script import NEW_TOKENS, PROMPTS, answers_alone, make_plan
 from test_engine import submit
 
+from hetserve.control.controller import Controller
+from hetserve.control.journal import read_head
+from hetserve.control.messages import MoveKv
+from hetserve.drive import drive
 from hetserve.engine.engine import Engine
 from hetserve.engine.model.make import make_checkpoint
+from hetserve.sim.replay import ReplayExecutor
+from hetserve.spec.cluster import Link
 from hetserve.spec.load import load_model
 from hetserve.spec.plan import Online
+from hetserve.systems import policies_for
 
 LAYOUTS = {
     "attention workers": ([lambda layers: [(layers, "a", "b", "c")]], ()),
@@ -37,12 +44,23 @@ def alone(folder, tmp_path_factory):
     return answers_alone(folder, tmp_path_factory.mktemp("private"))
 
 
-def build(folder, layout: str, in_process: bool, **changes) -> Engine:
+def build(folder, layout: str, in_process: bool, journal=None, links=(), **changes) -> Engine:
     spec = load_model(folder)
     groups, roles = LAYOUTS[layout]
     plan = make_plan(spec, [group(spec.layers) for group in groups], roles=roles, **changes)
     spreading = replace(plan, online=Online("even", 0.01))  # every request over all devices, some of them moved again and again
-    return Engine(spreading, folder, in_process=in_process)
+    slowed = replace(spreading, cluster=replace(spreading.cluster, links=links))
+    return Engine(slowed, folder, journal, in_process=in_process)
+
+
+def moves_of(journal) -> list[MoveKv]:
+    """What was moved in a recorded run, which must replay."""
+    with journal.open("rb") as file:
+        head, entries = read_head(file.read)
+        recorded = list(entries)
+    controller = Controller(head.config, policies_for(head.config.system, head.config.online))
+    drive(controller, ReplayExecutor((one.event, one.commands) for one in recorded))
+    return [command for entry in recorded for command in entry.commands if isinstance(command, MoveKv)]
 
 
 async def serve(engine: Engine, prompts) -> list[list[int]]:
@@ -56,9 +74,9 @@ async def serve(engine: Engine, prompts) -> list[list[int]]:
     [*((layout, True) for layout in LAYOUTS), ("attention workers", False), ("prefill and decode", False)],
     ids=lambda value: {True: "threads", False: "processes"}.get(value, value),
 )
-def test_same_tokens_on_any_devices(folder, alone, layout, in_process):
+def test_same_tokens_on_any_devices(folder, alone, tmp_path, layout, in_process):
     async def run():
-        engine = build(folder, layout, in_process, pages=120)
+        engine = build(folder, layout, in_process, tmp_path / "journal", pages=120)
         await engine.start()
         try:
             return await serve(engine, PROMPTS * 2), engine.stats()
@@ -69,7 +87,7 @@ def test_same_tokens_on_any_devices(folder, alone, layout, in_process):
     assert tokens == alone * 2
     assert stats["pages_free"] == stats["pages"]
     if layout not in ("replicas", "stages"):
-        assert stats["moves_total"] > 0
+        assert stats["moves_total"] > 0 and sum(move.step >= 0 for move in moves_of(tmp_path / "journal")) > 5
 
 
 @pytest.mark.parametrize("folder", ["tiny"], indirect=True)
@@ -93,6 +111,31 @@ def test_an_attention_worker_lost_mid_run_costs_time_and_nothing_else(folder, al
     assert ends == ["length"] * len(tokens)
     assert tokens == alone * 2
     assert later == alone
+
+
+@pytest.mark.parametrize("folder", ["tiny"], indirect=True)
+@pytest.mark.parametrize("sign", [signal.SIGKILL, signal.SIGSTOP], ids=["killed", "frozen"])
+def test_an_attention_worker_lost_while_prompts_are_shipped_to_it(folder, alone, sign):
+    """Their requests wait for pages that do not come; they, too, end as they would alone. If it is frozen, only the primary that sends notices."""
+
+    async def run():
+        engine = build(folder, "attention workers", False, links=(Link("a", "b", 0.3, 1e9, emulate=True),))
+        await engine.start()
+        try:
+            sinks = [submit(engine, prompt, max_tokens=NEW_TOKENS)[1] for prompt in PROMPTS * 2]
+            moves = engine._controller.groups[0].moves
+            while not any(move.step >= 0 and move.target.pool == 1 for _, move in moves.commands.copy().values()):
+                assert not all(sink.done.is_set() for sink in sinks)
+                await asyncio.sleep(0.001)
+            os.kill(engine.worker_pids()[1], sign)
+            await asyncio.wait_for(asyncio.gather(*(sink.done.wait() for sink in sinks)), 60)
+            return [sink.tokens.get(0) for sink in sinks], list(engine._executor.lost), engine.stats()
+        finally:
+            await engine.close()
+
+    tokens, lost, stats = asyncio.run(run())
+    assert tokens == alone * 2
+    assert lost == ["b"] and stats["pages_free"] == stats["pages"]
 
 
 @pytest.mark.parametrize("folder", ["tiny"], indirect=True)

@@ -12,13 +12,15 @@ import pytest
 
 from hetserve.control.messages import Sampling
 from hetserve.engine.engine import Engine
-from hetserve.engine.join import Door, knock, split_address
+from hetserve.engine.join import Door, Knock, knock, split_address
 from hetserve.engine.keys import read_token
 from hetserve.engine.model.make import make_checkpoint
+from hetserve.engine.wire import WorkerConfig
 from hetserve.errors import ResourceError, UsageError, WorkerError
 from hetserve.planner.options import Options
 from hetserve.planner.uniform import plan_uniform
 from hetserve.spec.cluster import Cluster, Device, Node
+from hetserve.spec.fingerprint import model_fingerprint
 from hetserve.spec.load import load_model
 from hetserve.spec.plan import Group, Online, Pool
 
@@ -30,6 +32,8 @@ CLUSTER = Cluster(
     (Device("here", "cpu", (0,), "", 512 * MIB), Device("there", "cpu", (0,), "", 512 * MIB, node="other")),
     (Node("other"),),
 )
+AWAY = replace(CLUSTER, devices=(replace(CLUSTER.devices[0], node="one"), CLUSTER.devices[1]), nodes=(Node("one"), Node("other")))
+HELLO = Knock("there", "127.0.0.2", "amx", (0, 5), "")
 PROMPTS = [[(7 * i + 3 * j) % 250 + 5 for j in range(length)] for i, length in enumerate((5, 40, 75))]
 
 
@@ -47,13 +51,13 @@ def token(tmp_path):
     return path
 
 
-def make_plan(folder):
+def make_plan(folder, cluster=CLUSTER):
     options = Options(dtype="float32", max_model_len=256, kv_memory_bytes=8 * MIB, max_seqs=8)
     alone = plan_uniform(replace(CLUSTER, devices=CLUSTER.devices[:1], nodes=()), load_model(folder), None, options)
     (stage,) = alone.groups[0].stages
     (pool,) = stage.pools
     dealt = replace(stage, attention=("there",), pools=(pool, Pool("there", pool.pages, pool.page_bytes)))
-    return alone, replace(alone, cluster=CLUSTER, groups=(Group("mixed", (dealt,)),), online=Online("even"))
+    return alone, replace(alone, cluster=cluster, groups=(Group("mixed", (dealt,)),), online=Online("even"))
 
 
 def free_address() -> str:
@@ -106,6 +110,15 @@ def test_a_joined_worker_serves_heads_and_stops_with_the_engine(folder, token, a
     assert worker.wait(20) == 0
 
 
+def test_an_engine_all_of_whose_workers_joined(folder, token, alone) -> None:
+    address = free_address()
+    workers = [join(address, token, folder, device) for device in ("there", "here")]
+    engine = Engine(make_plan(folder, AWAY)[1], folder, door=Door(address, TOKEN.encode()))
+    assert asyncio.run(serve(engine)) == alone
+    assert engine.worker_pids() == [] and engine.stats()["moves_total"] > 0
+    assert [worker.wait(20) for worker in workers] == [0, 0]
+
+
 def test_a_joined_worker_that_goes_away_ends_nobody(folder, token, alone) -> None:
     address = free_address()
     worker = join(address, token, folder)
@@ -117,8 +130,11 @@ def test_a_joined_worker_that_goes_away_ends_nobody(folder, token, alone) -> Non
             worker.kill()
         healthy.append(engine.health()[0])
 
-    engine = Engine(make_plan(folder)[1], folder, door=Door(address, TOKEN.encode()))
+    told = []
+    door = Door(address, TOKEN.encode())
+    engine = Engine(make_plan(folder)[1], folder, door=door, on_lost=lambda device, reason: told.append(device))
     assert asyncio.run(serve(engine, kill)) == alone
+    assert told == ["there"] and [pool.device for pool in engine.pools() if pool.lost] == told
     assert worker.wait(20) != 0
     assert all(healthy) and engine.stats()["moves_total"] >= len(PROMPTS)
 
@@ -129,11 +145,36 @@ def test_who_does_not_know_the_token_stays_outside(monkeypatch) -> None:
     monkeypatch.setattr("hetserve.engine.join.KNOCK_S", 1.0)
     try:
         with pytest.raises(WorkerError, match="did not answer"):
-            knock(address, b"another secret of the same length......", "there", "127.0.0.1", "")
+            knock(address, b"another secret of the same length......", HELLO)
         with pytest.raises(WorkerError, match="no device 'there' is waited for"):
-            knock(address, TOKEN.encode(), "there", "127.0.0.1", "")
+            knock(address, TOKEN.encode(), HELLO)
         with pytest.raises(ResourceError):
             Door(address, TOKEN.encode())
+    finally:
+        door.close()
+    with pytest.raises(WorkerError, match="nobody listens"):
+        knock(address, TOKEN.encode(), HELLO)
+
+
+def test_who_is_refused_may_knock_again(folder, tmp_path) -> None:
+    other = model_fingerprint(load_model(make_checkpoint("tiny-mha", tmp_path / "mha")))
+    address = free_address()
+    door = Door(address, TOKEN.encode())
+    config = WorkerConfig("there", (0, 5), "avx512", str(folder), "float32", (), 16, 8, 256, "")
+    knocks = {
+        "the cores \\[5\\]": replace(HELLO, cores=(0, 1)),
+        "has avx512": replace(HELLO, isa="avx2"),
+        "another shape": replace(HELLO, model=other),
+    }
+    try:
+        door.expect(config, "steps", "results")
+        for said, wrong in knocks.items():
+            with pytest.raises(WorkerError, match=said):
+                knock(address, TOKEN.encode(), wrong)
+        answer = knock(address, TOKEN.encode(), HELLO)
+        assert (answer.config, answer.steps_url) == (replace(config, address=HELLO.address), "steps")
+        with pytest.raises(WorkerError, match="has joined already"):
+            knock(address, TOKEN.encode(), HELLO)
     finally:
         door.close()
 
@@ -150,6 +191,6 @@ def test_addresses_and_tokens_are_checked(tmp_path, folder, token) -> None:
     with pytest.raises(UsageError, match="have to join"):
         asyncio.run(serve(Engine(make_plan(folder)[1], folder)))
     for extra, said in ((["--transport", "nixl"], "NIXL"), (["--placement", "ray"], "Ray")):
-        command = [sys.executable, "-m", "hetserve.cli.main", "worker", "--join", "127.0.0.1:1", "--token", str(token), "--device", "x", *extra]
-        done = subprocess.run(command, capture_output=True, text=True)
-        assert done.returncode == 9 and said in done.stderr
+        for side in (["worker", "--join", "127.0.0.1:1", "--token", str(token), "--device", "x"], ["serve", str(folder)]):
+            done = subprocess.run([sys.executable, "-m", "hetserve.cli.main", *side, *extra], capture_output=True, text=True)
+            assert done.returncode == 9 and said in done.stderr

@@ -45,6 +45,7 @@ POOL_GAUGES = {
     "hetserve:pool_pages": ("KV pages of a device for a stage.", "pages"),
     "hetserve:pool_pages_free": ("Those of them that are free.", "pages_free"),
     "hetserve:pool_cpu_seconds": ("CPU time of the device's worker so far, the same for all its pools.", "cpu_s"),
+    "hetserve:pool_lost": ("1: the device's worker is gone.", "lost"),
 }
 COUNTED_HERE = ("prompt_tokens_total", "generation_tokens_total")
 
