@@ -1,7 +1,8 @@
-"""Builds hetserve._C with CMake and installs hetserve/, cli/ (as hetserve.cli) and workloads/ (as hetserve.workloads)."""
+"""Builds hetserve._C and, where torch's headers are, hetserve._net with CMake; installs hetserve/, cli/ (as hetserve.cli) and workloads/."""
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import shutil
 import subprocess
@@ -10,6 +11,7 @@ from pathlib import Path
 
 from setuptools import Extension, find_packages, setup
 from setuptools.command.build_ext import build_ext
+from setuptools.errors import CompileError
 
 ROOT = Path(__file__).resolve().parent
 VERSION = "0.1.0"
@@ -53,24 +55,41 @@ EXTRAS = {
 
 
 class CMakeBuild(build_ext):
-    """Runs CMake for the one extension and puts the library where setuptools wants it (beside the sources in an editable install)."""
+    """Runs CMake for each extension and puts the library where setuptools wants it (beside the sources in an editable install)."""
 
-    def build_extension(self, ext: Extension) -> None:
+    def build_extensions(self) -> None:
         import pybind11
 
-        build = ROOT / "build" / f"cmake-{sys.implementation.cache_tag}"
-        configure = ["cmake", "-S", str(ROOT), "-B", str(build), "-DCMAKE_BUILD_TYPE=Release"]
+        self.build = ROOT / "build" / f"cmake-{sys.implementation.cache_tag}"
+        self.torch = torch_folder()
+        configure = ["cmake", "-S", str(ROOT), "-B", str(self.build), "-DCMAKE_BUILD_TYPE=Release", f"-DTORCH_FOLDER={self.torch or ''}"]
         configure += [f"-DPython_EXECUTABLE={sys.executable}", "-DPYBIND11_FINDPYTHON=ON", f"-Dpybind11_DIR={pybind11.get_cmake_dir()}"]
-        if shutil.which("ninja") and not (build / "Makefile").exists():
+        if shutil.which("ninja") and not (self.build / "Makefile").exists():
             configure += ["-G", "Ninja"]
         subprocess.run(configure, check=True)
-        subprocess.run(["cmake", "--build", str(build), "--target", "_C", "--parallel", str(os.cpu_count() or 1)], check=True)
-        target = Path(self.get_ext_fullpath(ext.name))
+        super().build_extensions()
+
+    def build_extension(self, ext: Extension) -> None:
+        name, target = ext.name.rpartition(".")[2], Path(self.get_ext_fullpath(ext.name))
+        fault = "" if self.torch or not ext.optional else "torch's headers were not found"
+        if not fault and subprocess.run(["cmake", "--build", self.build, "--target", name, "--parallel", str(os.cpu_count() or 1)]).returncode:
+            fault = f"cmake could not build {name}"
+        if fault:
+            for stale in (target, ROOT / "hetserve" / target.name):
+                stale.unlink(missing_ok=True)
+            raise CompileError(fault)  # an optional extension's is only a warning
         target.parent.mkdir(parents=True, exist_ok=True)
-        built = next(build.glob("_C.*.so"))
+        built = next(self.build.glob(f"{name}.*.so"))
         temporary = target.with_suffix(".new")
         shutil.copyfile(built, temporary)
         temporary.replace(target)  # a process that runs the old one keeps it
+
+
+def torch_folder() -> Path | None:
+    """Where torch is installed, if its headers for process groups are there too."""
+    found = importlib.util.find_spec("torch")
+    folder = Path(found.origin).parent if found is not None and found.origin else None
+    return folder if folder is not None and (folder / "include/torch/csrc/distributed/c10d/Backend.hpp").exists() else None
 
 
 def packages() -> list[str]:
@@ -95,7 +114,7 @@ setup(
         "hetserve.workloads": ["clusters/*", "runs/*", "lengths/*"],
     },
     include_package_data=False,
-    ext_modules=[Extension("hetserve._C", sources=[])],
+    ext_modules=[Extension("hetserve._C", sources=[]), Extension("hetserve._net", sources=[], optional=True)],
     cmdclass={"build_ext": CMakeBuild},
     install_requires=REQUIRES,
     extras_require=EXTRAS,

@@ -1,4 +1,4 @@
-// The table of instruction sets and the choice among them. The only place of the data plane that reads the environment.
+// The table of instruction sets and the choice among them. The only place of the kernels that reads the environment.
 #include "hetserve/isa.h"
 
 #include <atomic>

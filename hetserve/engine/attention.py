@@ -50,6 +50,7 @@ class LocalAttention:
     def __init__(self, memory: KvMemory, spec: ModelSpec, items: Int32s, page_table: torch.Tensor, store_slots: Int32s) -> None:
         self._memory = memory
         self._spec = spec
+        self._scale = spec.attention_scale
         self._store_slots = torch.from_numpy(store_slots)
         rows, groups = store_slots.shape
         self._plan = _C.AttentionPlan(memory.pool, torch.from_numpy(items), page_table, rows, groups * spec.group, spec.group)
@@ -58,7 +59,7 @@ class LocalAttention:
         """Stores k and v, then attends into `out`. q, out: [rows, groups * group * head_dim]; k, v: [rows, groups * head_dim]."""
         own_layer = layer - self._memory.first_layer
         _C.kv_store(self._memory.pool, own_layer, k, v, self._store_slots)
-        _C.attention(self._plan, own_layer, q, out, self._spec.attention_scale, self._spec.window(layer))
+        _C.attention(self._plan, own_layer, q, out, self._scale, self._spec.window(layer))
 
 
 def stage_items(seqs: Sequences, rows: Rows, stage: int, pool: int) -> tuple[Int32s, Int32s]:

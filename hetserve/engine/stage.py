@@ -13,7 +13,8 @@ from hetserve.control.messages import Int32s, RunStep
 from hetserve.engine.attention import DTYPES, KvMemory, LocalAttention, pool_pairs, stage_items
 from hetserve.engine.heads import DispatchedAttention, RemoteHeads
 from hetserve.engine.model.batch import StepBatch
-from hetserve.engine.model.decoder import Model
+from hetserve.engine.model.decoder import Attend, Model
+from hetserve.engine.progress import Progress
 from hetserve.engine.sampler import sample
 from hetserve.engine.sequences import Rows, Sequences
 from hetserve.engine.stretch import StretchedPass
@@ -51,6 +52,7 @@ class PrimaryPart:
         self._stretch = config.stretch
         self._group, self._stage, self._layout = group, stage, layout
         self.model = Model(spec, config.model_folder, own.weights, own.layers, config.max_model_len)
+        self.progress = Progress()
         self.memory = KvMemory(own.layers, own.pools[0].pages, config.page_tokens, spec.head_dim, config.dtype)
         self._remotes = {  # by their pools' numbers
             own.first_pool + index: RemoteHeads(pool.device, links[pool.device], make_tag(HEADS, group, stage), spec, self._dtype)
@@ -73,11 +75,12 @@ class PrimaryPart:
         ready_s = time.perf_counter()
         hidden = self._receive_hidden(rows)
         forward = self.model.forward if self._is_last else self.model.forward_hidden
-        if self._stretch is None:
-            out = forward(batch, attend, hidden)
-        else:
-            slowed = StretchedPass(attend, self._stretch)
-            out = forward(batch, slowed, hidden)
+        slowed = StretchedPass(attend, self._stretch) if self._stretch else None
+        passing: Attend = slowed or attend
+        if len(step.chunk_slots):  # moves follow no other steps
+            passing = self.progress.noting(step.step, passing)
+        out = forward(batch, passing, hidden)
+        if slowed is not None:
             slowed.finish()
         if not self._is_last:
             self._send_hidden(out)

@@ -31,7 +31,8 @@ def test_any_placement_and_moves_give_the_tokens_of_one_device(folder, alone, tm
     tokens, script = run_script(folder, tmp_path, layout, 1, in_process=True)
     assert tokens == alone
     if layout != "two stages":
-        assert script.moved > 5 and script.dispatched > 10
+        assert script.moved > 5 and script.shipped > 0 and script.dispatched > 10
+        assert script.workers.compared > 20
 
 
 def test_a_prompt_computed_in_one_group_is_decoded_in_another(folder, alone, tmp_path):

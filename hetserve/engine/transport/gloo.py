@@ -6,6 +6,7 @@ it must be a private network.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -15,8 +16,14 @@ from torch import distributed
 
 from hetserve.engine.transport.link import PeerLost, Pending
 
+try:
+    from hetserve import _net
+except ImportError:  # not built, built with another torch, or HETSERVE_NET=off
+    _net = None  # type: ignore[assignment]
+
 _Gloo: Any = distributed.ProcessGroupGloo  # torch's own types leave out most of it
 CONNECT_S = 600.0  # the peer may still be reading its weights
+SHORTEST_S = 0.001  # c10d counts milliseconds, and none means no limit
 
 
 class GlooLinks:
@@ -50,13 +57,22 @@ class GlooLinks:
         return distributed.FileStore(str(Path(self._meeting) / "meeting"))
 
 
+@dataclass
+class Pair:
+    """This end of a process group of two, as `_net.Pair` where that is built. gloo closes the whole connection on any error."""
+
+    group: Any
+    peer: int  # its rank
+    lost: bool = False
+
+
 class GlooLink:
     """A `Link` over one process group of two."""
 
     def __init__(self, group: Any, peer: int) -> None:
         self._group = group
         self._peer = peer
-        self.lost = False
+        self.pair = Pair(group, peer) if _net is None else _net.Pair(group, peer)
 
     def post_recv(self, into: torch.Tensor, tag: int) -> Pending:
         self._require_open()
@@ -73,15 +89,15 @@ class GlooLink:
             raise self.gone(error) from None
 
     def close(self) -> None:
-        self.lost = True
+        self.pair.lost = True
 
     def gone(self, error: RuntimeError) -> PeerLost:
-        """The link is of no use any more: gloo closes a pair on any error."""
-        self.lost = True
+        """The link is of no use any more."""
+        self.pair.lost = True
         return PeerLost(str(error).splitlines()[0])
 
     def _require_open(self) -> None:
-        if self.lost:
+        if self.pair.lost:
             raise PeerLost("the link is closed")
 
 
@@ -97,6 +113,6 @@ class _Work:
     def wait(self, timeout_s: float) -> None:
         self._link._require_open()  # after an error, gloo may never finish what else was under way
         try:
-            self._work.wait(timedelta(seconds=timeout_s))
+            self._work.wait(timedelta(seconds=max(SHORTEST_S, timeout_s)))
         except RuntimeError as error:
             raise self._link.gone(error) from None
