@@ -45,6 +45,7 @@ def confine(config: WorkerConfig) -> None:
     os.environ["OMP_PLACES"] = ",".join(f"{{{core}}}" for core in config.cores)
     os.environ["OMP_PROC_BIND"] = "close"
     os.environ["GOMP_SPINCOUNT"] = str(SPIN_COUNT)
+    os.environ["THP_MEM_ALLOC_ENABLE"] = "1"  # torch's own: weights in huge pages, a tenth off a decode step
     os.environ.update(ISA_CAPS[config.isa] if config.isa else {})
 
 
