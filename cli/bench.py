@@ -136,7 +136,9 @@ _folder = click.Path(file_okay=False, path_type=Path)
     help=f"Pairs of runs with each baseline  [default: {PAIRS}, which an interval needs; with several: {PAIRS_OF_MANY}]",
 )
 @click.option("--check", type=click.IntRange(0), default=16, show_default=True, help="Texts on which outputs part to judge by transformers; 0: all.")
-@click.option("--timeline", type=_file, help="A Chrome trace of this engine's run; with --system, FILE-NAME for each of its systems.")
+@click.option(
+    "--timeline", type=_file, help="A Chrome trace of this engine's run, slower than without; on several devices FILE-NAME for each system."
+)
 @click.option("--live", is_flag=True, help="Show placement, cache and load of each device while runs last (on a terminal).")
 @click.option("--result-dir", type=_folder, help="[default: results/bench/YYYYMMDD]")
 @click.option("--save-result", is_flag=True, help="Also write vLLM's flat JSON, one file a system, under vLLM's file name.")

@@ -170,12 +170,16 @@ def resolve(flags: Flags, screen: Screen, logs: Path) -> list[Job]:
         raise UsageError("--base-url measures one running server and takes no baseline.", hint="leave --base-url out: hetserve is then started")
     if flags.plan is not None and (flags.dtype != "auto" or any(one is not None for one in (flags.max_model_len, flags.kv_memory, flags.cluster))):
         raise UsageError("--plan settles --cluster, --dtype, --kv-memory and --max-model-len; they cannot be given too.")
+    if flags.profile is not None and (flags.url or flags.plan is not None):
+        raise UsageError("--profile is for planning, and nothing is planned here.", hint="a plan carries the profile it was made with")
     if flags.timeline is not None and not flags.timeline.absolute().parent.is_dir():
         raise UsageError(f"the timeline cannot be written to {str(flags.timeline)!r}: there is no such folder")
     if flags.baseline and flags.baseline_url:
         raise UsageError("--baseline starts vLLM, --baseline-url takes a running server: give one of them.")
     if flags.url is None and flags.plan is None:
         flags = replace(flags, cluster=_cluster_name(flags, screen))
+    if flags.profile is not None and not _plans_here(flags):
+        raise UsageError("--profile is for planning systems, and this engine alone is laid out without.", hint="--system NAME plans with it")
     if _plans_here(flags):
         return _resolve_many(flags, screen, logs)
     return [_resolve_url(flags) if flags.url else _resolve_own(flags, screen, logs)]
@@ -188,6 +192,7 @@ def _cluster_name(flags: Flags, screen: Screen) -> str:
     if flags.cluster is not None:
         return flags.cluster
     if flags.kv_memory is not None or flags.baseline_url is not None:
+        screen.note(f"on {ONE_DEVICE!r}, one device: --kv-memory and --baseline-url are for one")
         return ONE_DEVICE
     try:
         load_cluster(STANDARD_CLUSTER)
@@ -557,9 +562,11 @@ def command_line(flags: Flags, longest: int | None) -> str:
         "--top-k": flags.top_k,
         "--min-p": flags.min_p,
         "--extra-body": flags.extra_body,
+        "--timeline": flags.timeline,
         "--pairs": flags.pairs_each if flags.baseline or flags.baseline_url else None,
     }
     for name, value in shown.items():
         if value is not None:
             words += [name, str(value)]
+    words += ["--goodput", *flags.goodput] if flags.goodput else []
     return shlex.join(words)

@@ -100,8 +100,10 @@ class Screen:
             def advance(done: float = 1, note: str = "") -> None:
                 bar.update(task, advance=done, description=_plain(f"{label} {note}".strip()))
 
-            yield advance
-        self.below = ""
+            try:
+                yield advance
+            finally:
+                self.below = ""
 
     def _narrow(self, shown: RenderableType) -> RenderableType:
         """Leaves room for a terminal's own `^C` at the end of the last line: one line more, and what is drawn would not be wiped whole."""

@@ -231,7 +231,7 @@ def _net_fault() -> str:
         import torch  # noqa: F401  # it stands on torch's libraries, which have to be there first
 
         from hetserve import _net  # noqa: F401
-    except (ImportError, ValueError) as error:  # not built, for another torch, or HETSERVE_NET says off or nonsense
+    except ImportError as error:  # not built, for another torch, or HETSERVE_NET is off
         return str(error)
     return ""
 

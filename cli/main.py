@@ -15,7 +15,7 @@ from typing import Any
 
 import click
 
-from hetserve.errors import HetserveError, ResourceError, UnsupportedError
+from hetserve.errors import HetserveError, ResourceError, UnsupportedError, UsageError
 
 COMMANDS = {
     "bench": "Measure this engine, and a real vLLM beside it with --baseline vllm.",
@@ -99,6 +99,8 @@ def _print_version(ctx: click.Context, _: click.Parameter, wanted: bool) -> None
 @click.option("--version", is_flag=True, is_eager=True, expose_value=False, callback=_print_version, help="Show the version.")
 def hetserve() -> None:
     """Serve one language model over unlike devices, and prove what that is worth."""
+    if (said := os.environ.get("HETSERVE_NET", "")) not in ("", "off"):
+        raise UsageError(f"HETSERVE_NET is '{said}', expected off or nothing", hint="off: messages between devices are posted from Python")
 
 
 def main(args: list[str] | None = None) -> None:

@@ -87,7 +87,7 @@ def _rows(spec: ModelSpec) -> list[tuple[str, str]]:
         ("weights", f"{spec.parameters / 1e6:,.1f} M parameters, {spec.weight_bytes() / MIB:,.1f} MiB as {spec.dtype}"),
         ("KV cache", f"{spec.kv_bytes_per_token():,} bytes a token, {spec.kv_bytes_per_token() * 1024 / MIB:,.1f} MiB per 1,024 tokens"),
         (
-            "attention elsewhere",
+            "attention traffic",
             f"{heads:,.0f} bytes a token and layer head by head; along the sequence over {SPLIT} devices {sequence / heads:.2f} times",
         ),
     ]

@@ -70,5 +70,5 @@ def system(name: str) -> System:
 
 def policies_for(name: str, online: Online) -> Policies:
     """A system's policies with what its plan chose of placement and re-dispatch."""
-    moving = rebalance.none if online.theta is None else rebalance.drift(online.theta)
+    moving = rebalance.none if online.theta is None else rebalance.drift(online.theta, sharing=online.heads not in ("paper", "even"))
     return replace(system(name).policies, heads=HEADS[online.heads], rebalance=moving)

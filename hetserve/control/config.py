@@ -90,6 +90,12 @@ class ControllerConfig:
     staging: float = 0.125  # share of a primary's pool that the dispatcher leaves for prompts, where heads may lie elsewhere
     online: Online = field(default_factory=Online)  # which of the system's policies decide
 
+    @property
+    def longest_step_s(self) -> float:
+        """What the cost model expects of the longest step that a group can be given: all of it a prompt's last tokens."""
+        tokens, pairs = self.max_step_tokens, float(self.max_step_tokens) * self.max_model_len
+        return max(sum(stage.cost.step_s(tokens, self.max_seqs, 0, pairs) for stage in group.stages) for group in self.groups)
+
 
 def config_from_plan(plan: Plan) -> ControllerConfig:
     """The controller's side of a plan.
@@ -141,5 +147,7 @@ def _require_roles(plan: Plan) -> None:
     if len(prefill) > 1 or len(decode) > 1:
         what = f"{len(prefill)} prefill and {len(decode)} decode groups"
         raise UnsupportedError(f"the plan has {what}; this version runs one of each", "plan with --system splitwise")
+    if any(len(stage.pools) > len(stage.primary) for group in prefill for stage in group.stages):
+        raise UnsupportedError("the plan gives a prefill group attention workers, which this version does not run", "decode groups may have some")
     if prefill and [stage.layers for stage in prefill[0].stages] != [stage.layers for stage in decode[0].stages]:
         raise UnsupportedError("the plan's prefill and decode groups have unlike stages, which this version cannot hand over between")

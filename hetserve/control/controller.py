@@ -192,7 +192,7 @@ class Controller:
         return [*(group.moves for group in self.groups), *self._handoffs]
 
     def _begun(self) -> int:
-        """Grows whenever a move begins or is given up, so that `handle` looks again."""
+        """Grows whenever a move begins, so that `handle` looks again."""
         return sum(group.moves.begun for group in self.groups)
 
     def _number(self) -> int:

@@ -20,7 +20,7 @@ from hetserve.control.states import DECODE, PREFILL, Slots
 from hetserve.policy.pools import StagePools
 from hetserve.policy.row import Policies
 
-CHECK_STEPS = 16  # steps between two looks at the balance; nobody is placed anew while somebody moves
+CHECK_STEPS = 16  # steps between two looks at the balance, at least; nobody is placed anew while a decoding sequence moves
 
 
 @dataclass(frozen=True)
@@ -74,9 +74,10 @@ class Dispatcher:
     def rebalance(self) -> None:
         """Once in CHECK_STEPS reported steps: re-places sequences if the policy finds the pools too far from the best balance."""
         self._steps += 1
-        if not self.active or self._steps % CHECK_STEPS or self._moves.active:
-            return
         slots = self._slots
+        if not self.active or self._steps < CHECK_STEPS or any(slots.phase[slot] == DECODE for slot in self._moves.active):
+            return
+        self._steps = 0
         resting = np.flatnonzero((slots.phase == DECODE) & self._rested()).astype(np.int32)
         if not len(resting):
             return

@@ -17,7 +17,7 @@ from hetserve.control.config import ControllerConfig
 from hetserve.control.messages import Command, Event
 from hetserve.errors import ReplayError
 
-FORMAT = 1
+FORMAT = 2
 MAGIC = b"hetserve journal\n"
 LENGTH_BYTES = 4
 CHECK_BYTES = 8

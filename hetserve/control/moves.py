@@ -118,10 +118,14 @@ class Moves:
             self._cancel(self.active[slot])
 
     def lose(self, pool: int) -> None:
-        """A pool's device is gone: what was to be copied from or to it has failed."""
-        for number, (_, command) in list(self.commands.items()):
-            if pool in (command.source.pool, command.target.pool):
+        """A pool's device is gone. What was to be copied to it has failed; a target that was to receive from it may be writing yet, and says itself
+        when it no longer does."""
+        for number, (move, command) in list(self.commands.items()):
+            if pool == command.target.pool:
                 self.report(number, ok=False)
+            elif pool == command.source.pool:
+                self.failed += not move.over
+                self._give_up(move)
         for move in list(self.active.values()):
             if pool in move.targets.tolist():
                 self._cancel(move)

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn, Protocol, TypeAlias
 
 from hetserve import errors
+from hetserve.control.config import config_from_plan
 from hetserve.control.messages import MoveKv, RunStep
 from hetserve.engine.transport.local import LocalHub, LocalLinks
 from hetserve.engine.wire import (
@@ -26,12 +27,14 @@ from hetserve.engine.wire import (
     StageLayout,
     StepResult,
     WorkerConfig,
+    patience_s,
 )
 from hetserve.spec.plan import Plan
 
 if TYPE_CHECKING:
     from hetserve.engine.join import Door
 
+PEER_S = 20.0  # the least that workers wait for each other in a move
 STOP_S = 10.0  # how long a worker may take to stop by itself before it is killed
 
 
@@ -160,6 +163,8 @@ def make_channels(plan: Plan, folder: Path, private: Path, in_process: bool, doo
         UsageError: the plan uses such a node and there is no door.
     """
     layout = plan_layout(plan)
+    decided = config_from_plan(plan)
+    peer_s = max(PEER_S, (decided.depth + 1) * patience_s(decided.longest_step_s))
     joining = joining_devices(plan)
     if joining and door is None:
         raise errors.UsageError(f"devices {', '.join(joining)} are on other nodes, whose workers have to join", "give --join-address and --token")
@@ -182,6 +187,7 @@ def make_channels(plan: Plan, folder: Path, private: Path, in_process: bool, doo
             stretch=device.stretch,
             slowed=tuple(link for link in plan.cluster.links if link.emulate and link.source == name),
             address=door.host if door is not None and joining else "127.0.0.1",
+            peer_s=peer_s,
         )
         if in_process:
             channels[name] = InlineChannel(config, hub)

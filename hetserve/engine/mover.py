@@ -27,8 +27,7 @@ from hetserve.engine.wire import GroupLayout, MoveResult
 
 CHUNK_BYTES = 2 << 20
 AHEAD = 4  # chunks under way at a time, so that a link's latency is not paid for each
-PEER_S = 20.0  # a peer that does not take or give a chunk for so long, when nothing but the wire is between, is gone
-STEP_S = 3600.0  # the same where the peer waits for a step: as long as it lives; whoever freezes in a step is killed by the executor
+STEP_S = 3600.0  # where the peer waits for a step: as long as it lives; whoever freezes in a step is killed by the executor
 NICENESS = 10  # of the moving threads: steps come first
 CLOSE_S = 2.0
 
@@ -43,6 +42,7 @@ class Mover:
         progress: how far the stages are whose primary it is, by (group, pool of the primary).
         links: peer -> its link for moves.
         report: takes the results, from these threads.
+        peer_s: a peer that does not take or give a chunk for so long is gone; it hears of a move only between its steps.
     """
 
     def __init__(
@@ -53,6 +53,7 @@ class Mover:
         progress: dict[tuple[int, int], Progress],
         links: dict[str, Link],
         report: Callable[[MoveResult], None],
+        peer_s: float,
     ) -> None:
         self._device = device
         self._groups = groups
@@ -60,6 +61,7 @@ class Mover:
         self._progress = progress
         self._links = links
         self._report = report
+        self._peer_s = peer_s
         self.fault: Exception | None = None
         self._orders: dict[str, queue.SimpleQueue[MoveKv | None]] = {}  # by peer; this device itself for moves between its own pools
         self._threads: list[threading.Thread] = []
@@ -125,12 +127,12 @@ class Mover:
             chunk = rows.index_select(1, pages)
             under_way.append((link.isend(chunk, make_tag(KV)), chunk))
             if len(under_way) == AHEAD:
-                under_way.popleft()[0].wait(PEER_S)
+                under_way.popleft()[0].wait(self._peer_s)
         for sending, _ in under_way:
-            sending.wait(PEER_S)
+            sending.wait(self._peer_s)
 
     def _receive(self, move: MoveKv, link: Link) -> None:
-        patience_s = PEER_S if move.step < 0 else STEP_S
+        patience_s = self._peer_s if move.step < 0 else STEP_S
         under_way: deque[tuple[Pending, torch.Tensor, torch.Tensor, torch.Tensor]] = deque()
 
         def take_in() -> None:

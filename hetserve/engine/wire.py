@@ -79,6 +79,7 @@ class WorkerConfig:
     stretch: Stretch | None = None  # sleeps so much; its results are emulated
     slowed: tuple[DeclaredLink, ...] = ()  # links from this device that are to be no better than declared
     address: str = "127.0.0.1"  # of the interface on which this worker's peers reach it
+    peer_s: float = 20.0  # how long a peer may leave a chunk of a move waiting: longer than its steps in flight
 
     def peers(self) -> tuple[str, ...]:
         """The devices this one exchanges data with, in alphabetical order."""

@@ -59,7 +59,7 @@ class Worker:
         self._progress: dict[tuple[int, int], Progress] = {}
         self.weight_bytes = 0  # of all parts
         self._groups = {number: self._load(number) for number, group in enumerate(config.groups) if config.device in group.devices}
-        self._mover = Mover(config.device, config.groups, self._memories, self._progress, self._links[MOVES], report)
+        self._mover = Mover(config.device, config.groups, self._memories, self._progress, self._links[MOVES], report, config.peer_s)
 
     @property
     def kv_bytes(self) -> int:

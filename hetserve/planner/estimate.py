@@ -53,6 +53,11 @@ def load(case: Case, running: float, role: str = "mixed") -> Load:
     return Load(running, prompts * work.input_tokens, context, prompts * work.input_tokens**2 / 2)
 
 
+def at_once(case: Case) -> float:
+    """Sequences that run at the same time at most: slots, or what the load asks for."""
+    return min(case.options.max_seqs, case.workload.concurrency)
+
+
 def decode_s(case: Case, device: str, layers: tuple[int, int], weights: str, work: Load) -> float:
     """Dense work of a step's decoding sequences: weights are read in every step, also where a prompt would hide it in another."""
     return case.step(device, layers, weights).step_s(round(work.running), round(work.running), 0, 0.0)

@@ -13,7 +13,7 @@ from math import gcd, inf
 
 from hetserve.planner.case import Case, open_case
 from hetserve.planner.draft import finish, no_layout
-from hetserve.planner.estimate import Load, dense_s, load, together
+from hetserve.planner.estimate import Load, at_once, dense_s, load, together
 from hetserve.planner.options import Options
 from hetserve.planner.pipeline import pipeline
 from hetserve.planner.whole import whole_group
@@ -91,7 +91,7 @@ def layer_times(case: Case, devices: list[str], work: Load) -> tuple[list[float]
 
 def exclude(case: Case, devices: list[str], delta: float) -> tuple[Removal, ...]:
     """Devices that leave the primaries, in order: the slowest first, while without it the slowest stage takes at most 1 + delta as long (step 3)."""
-    times_s, most = layer_times(case, devices, load(case, case.options.max_seqs))
+    times_s, most = layer_times(case, devices, load(case, at_once(case)))
     left, removed = sorted(range(len(devices)), key=lambda one: (-times_s[one], -one)), []
     while len(left) > 1:
         now_s, without_s = (shared_s(case.model.layers, *zip(*((times_s[one], most[one]) for one in some), strict=True)) for some in (left, left[1:]))
@@ -125,7 +125,7 @@ def _layouts(case: Case, parts: list[list[str]], removals: tuple[Removal, ...]) 
     """Layouts of all instances, each with its own attention workers, that fit; devices of one place in every instance have one role."""
     order = [parts[0].index(one.device) for one in removals]
     rest = sorted(set(range(len(parts[0]))) - set(order))
-    slowest_first = sorted(rest, key=lambda at: -min(layer_times(case, [parts[0][at]], load(case, case.options.max_seqs))[0]))
+    slowest_first = sorted(rest, key=lambda at: -min(layer_times(case, [parts[0][at]], load(case, at_once(case)))[0]))
     for fewer in range(len(rest)):
         out = [*order, *slowest_first[:fewer]]
         primaries = [at for at in range(len(parts[0])) if at not in out]

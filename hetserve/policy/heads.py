@@ -67,7 +67,7 @@ def paper(kv_heads: int, ranks: int, tokens: Ints, rows: Ints, pools: StagePools
     Its pools never slow each other: `shared` is not looked at.
     Where all together do not fit, each request has its own program, in the order given.
     """
-    alone = pools._replace(shared=np.ones(len(pools.held)))
+    alone = pools.alone()
     unit_s, sizes, state = alone.unit_s(tokens), np.asarray(rows), alone.state()
     state.holds[:] = True
     together = relaxed(kv_heads // ranks, ranks, unit_s, sizes, state.load_s, state.free)

@@ -28,6 +28,10 @@ class StagePools(NamedTuple):
     fixed_s: Floats  # [pools] once it holds anything
     shared: Floats  # [pools] times slower, at least 1, while other pools of the stage attend too
 
+    def alone(self) -> StagePools:
+        """The same as if pools did not slow each other."""
+        return self._replace(shared=np.ones(len(self.held)))
+
     def unit_s(self, tokens: Ints) -> Floats:
         """float64 [requests, pools] seconds that a head group of each request adds to a pool while others hold something too."""
         return (self.head_s + self.token_s * np.asarray(tokens)[:, None]) * self.shared

@@ -25,14 +25,18 @@ def none(kv_heads: int, ranks: int, counts: Ints, tokens: Ints, rows: Ints, pool
     return NOBODY
 
 
-def drift(theta: float) -> Rebalance:
+def drift(theta: float, sharing: bool = True) -> Rebalance:
     """Hetis 5.3.1: once the slowest pool takes more than (1 + theta) times the ideal, the request with the largest load there. Where the ideal is one
     pool for everything, because several slow each other too much, all requests that have head groups elsewhere.
 
     Nobody where that would not make the slowest pool faster, or there would be moves for nothing.
+
+    Args:
+        sharing: whether pools slow each other, as `policy.heads` that does not look at it would undo what is found here.
     """
 
     def chosen(kv_heads: int, ranks: int, counts: Ints, tokens: Ints, rows: Ints, pools: StagePools) -> Ints:
+        pools = pools if sharing else pools.alone()
         unit_s = pools.unit_s(tokens)
         all_of_it = pools._replace(held=pools.held + counts.sum(axis=0), cached=pools.cached + tokens @ counts)
         now = all_of_it.state()

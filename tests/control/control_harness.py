@@ -237,8 +237,9 @@ class World:
         return self.send(StepDone, step.step, group, np.array(tokens, np.int32), 0.001)
 
     def move(self, index: int = 0, ok: bool = True):
-        """One of the moves under way is done, which its step is then too, or fails half done."""
+        """One of the moves under way is done, which its step is then too, or fails half done, as it does when its source is lost."""
         command = self.moves.pop(index)
+        ok = ok and command.source.pool not in self.workers[command.source.group].blind
         if command.step >= 0:
             while ok and self.passed[command.source.group] < command.step:
                 self.run(command.source.group)
@@ -267,7 +268,7 @@ class World:
                 self.moves = [move for move in self.moves if number not in (move.source.group, move.target.group)]
         else:
             self.workers[group].memory[pool][:] = -1  # what steps in flight read there is nonsense
-            self.moves = [move for move in self.moves if pool not in (move.source.pool, move.target.pool)]
+            self.moves = [move for move in self.moves if pool != move.target.pool]  # a target that lives tells when it no longer writes
             self.workers[group].blind.add(pool)
         return self.send(WorkerLost, device, "it was killed")
 

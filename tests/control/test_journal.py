@@ -56,7 +56,7 @@ def replay(raw: bytes, entries=None) -> Controller:
 def test_what_is_read_is_what_was_written() -> None:
     world = busy_world()
     head, entries = read_head(io.BytesIO(journal_of(world)).read)
-    assert (head.format, head.plan, head.config) == (1, "none", world.config)
+    assert (head.format, head.plan, head.config) == (2, "none", world.config)
     for entry, (event, commands) in zip(entries, world.log, strict=True):
         assert [MESSAGES.encode(one) for one in (entry.event, *entry.commands)] == [MESSAGES.encode(one) for one in (event, *commands)]
 

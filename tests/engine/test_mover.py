@@ -41,6 +41,7 @@ class Devices:
 
     hub: LocalHub = field(default_factory=LocalHub)
     progress: Progress = field(default_factory=Progress)  # of a's stage
+    peer_s: float = WAIT_S
     results: dict[str, queue.Queue[MoveResult]] = field(default_factory=lambda: {name: queue.Queue() for name in "abc"})
 
     def __post_init__(self) -> None:
@@ -51,7 +52,7 @@ class Devices:
         pool = "abc".index(name)
         links = {peer: LocalLinks(self.hub, name).connect(peer, "moves") for peer in "abc" if peer != name}
         progress = {(0, 0): self.progress} if name == "a" else {}
-        return Mover(name, LAYOUT, {(0, pool): self.memories[name]}, progress, links, self.results[name].put)  # type: ignore[dict-item]
+        return Mover(name, LAYOUT, {(0, pool): self.memories[name]}, progress, links, self.results[name].put, self.peer_s)  # type: ignore[dict-item]
 
     def order(self, number: int, pages_from: list[int], pages_to: list[int], way: str = "ab", step: int = -1, told: str = "") -> None:
         """A move from way[0] to way[1], of which both are told, or those named."""
@@ -70,9 +71,9 @@ class Devices:
 
 
 @pytest.fixture
-def devices(monkeypatch):
+def devices(monkeypatch, request):
     monkeypatch.setattr(mover_module, "CHUNK_BYTES", 2 * PAGE_BYTES)  # two pages of one layer
-    devices = Devices()
+    devices = Devices(peer_s=getattr(request, "param", WAIT_S))
     yield devices
     devices.close()
 
@@ -118,8 +119,8 @@ def test_a_step_may_be_long_past(devices) -> None:
     assert devices.results["b"].get(timeout=WAIT_S) == MoveResult(1, True)
 
 
-def test_a_step_is_waited_for_and_a_peer_is_not(devices, monkeypatch) -> None:
-    monkeypatch.setattr(mover_module, "PEER_S", 0.1)
+@pytest.mark.parametrize("devices", [0.1], indirect=True)
+def test_a_step_is_waited_for_and_a_peer_is_not(devices) -> None:
     devices.order(1, [0, 1], [0, 1], step=0)
     time.sleep(0.3)
     assert devices.results["a"].empty() and devices.results["b"].empty()

@@ -81,7 +81,7 @@ class Stage:
         sizes = [self.kv_heads * self.group * self.head_dim, *[self.kv_heads * self.head_dim] * 2]
         return torch.randint(-20, 20, (rows, sum(sizes)), generator=self.random).to(self.dtype).split(sizes, 1)
 
-    def deal(self, rows: int, lost: str = "") -> dict[str, np.ndarray]:
+    def deal(self, rows: int) -> dict[str, np.ndarray]:
         """Every head group of every row to one of the workers or to nobody, in turn."""
         everything = np.argwhere(np.ones((rows, self.kv_heads), bool)).astype(np.int32)
         parts = len(self.devices) + 1
