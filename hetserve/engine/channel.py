@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn, Protocol, TypeAlias
 
 from hetserve import errors
-from hetserve.control.config import config_from_plan
 from hetserve.control.messages import MoveKv, RunStep
 from hetserve.engine.transport.local import LocalHub, LocalLinks
 from hetserve.engine.wire import (
@@ -151,20 +150,22 @@ def joining_devices(plan: Plan) -> list[str]:
     return [name for name in used if plan.cluster.device(name).node]
 
 
-def make_channels(plan: Plan, folder: Path, private: Path, in_process: bool, door: Door | None = None) -> dict[str, Channel]:
+def make_channels(
+    plan: Plan, folder: Path, private: Path, in_process: bool, door: Door | None = None, longest_step_s: float = 0.0
+) -> dict[str, Channel]:
     """Device -> its worker's channel, not started yet, for every device the plan uses. The plan is one the controller takes (`config_from_plan`).
 
     Args:
         folder: the model.
         private: an empty folder of the engine's own, for sockets and for the workers to find each other.
         door: where workers of other nodes join.
+        longest_step_s: what a step is expected to take at most, so that nobody gives up a peer that is in one.
 
     Raises:
         UsageError: the plan uses such a node and there is no door.
     """
     layout = plan_layout(plan)
-    decided = config_from_plan(plan)
-    peer_s = max(PEER_S, (decided.depth + 1) * patience_s(decided.longest_step_s))
+    peer_s = max(PEER_S, (plan.limits.steps_in_flight + 1) * patience_s(longest_step_s))
     joining = joining_devices(plan)
     if joining and door is None:
         raise errors.UsageError(f"devices {', '.join(joining)} are on other nodes, whose workers have to join", "give --join-address and --token")

@@ -95,7 +95,8 @@ class Engine:
         self._private = tempfile.TemporaryDirectory(prefix="hetserve-")
         if self._timeline_path is not None:
             (Path(self._private.name) / NOTES_FOLDER).mkdir()
-        self._channels = make_channels(self.plan, self._folder, Path(self._private.name), self._in_process, self._door)
+        folder, longest_step_s = Path(self._private.name), self._config.longest_step_s
+        self._channels = make_channels(self.plan, self._folder, folder, self._in_process, self._door, longest_step_s)
         self._executor = EngineExecutor(self._channels, plan_layout(self.plan), self._streams, on_lost=self._on_lost)
         self._files = ExitStack()
         try:

@@ -168,7 +168,7 @@ def test_pools_of_one_device() -> None:
     layout = tuple(GroupLayout((StageLayout((FIRST, FIRST + LAYERS), "float32", (PoolLayout("a", PAGES),), 0),), True) for _ in range(2))
     progress, results = Progress(), queue.Queue()
     memories = {(0, 0): Memory(1), (1, 0): Memory(2)}
-    mover = Mover("a", layout, memories, {(0, 0): progress, (1, 0): Progress()}, {}, results.put)  # type: ignore[arg-type]
+    mover = Mover("a", layout, memories, {(0, 0): progress, (1, 0): Progress()}, {}, results.put, WAIT_S)  # type: ignore[arg-type]
     pages = np.array([[1, 2, 3]], np.int32)
     mover.order(MoveKv(1, 0, 0, (FIRST, FIRST + LAYERS), np.zeros(1, np.int32), pages, pages + 4, Place(0, 0), Place(1, 0), 0))
     time.sleep(0.02)
