@@ -12,10 +12,12 @@ import numpy as np
 import pytest
 
 from hetserve.control.codec import MESSAGES
+from hetserve.control.config import config_from_plan
 from hetserve.control.controller import Controller
 from hetserve.control.journal import read_head
 from hetserve.control.messages import Sampling
 from hetserve.engine.api import Output
+from hetserve.engine.channel import make_channels
 from hetserve.engine.engine import Engine
 from hetserve.engine.model.make import make_checkpoint
 from hetserve.errors import ModelError, UsageError
@@ -317,3 +319,13 @@ def test_a_file_that_cannot_be_written_is_said_before_anything_starts(folder, tm
     with pytest.raises(UsageError, match=f"the {what} cannot be written"):
         asyncio.run(engine.start())
     assert engine.worker_pids() == []
+
+
+def test_a_worker_waits_for_a_peer_longer_than_its_steps_in_flight(folder, tmp_path):
+    plan = plan_uniform(load_cluster("cpu-1"), load_model(folder), None, Options(max_model_len=64, kv_memory_bytes=2**20))
+    for longest_s, waits_s in ((0.0, 20.0), (11.0, 330.0)):  # at most 10 times a step, for two in flight and the one that is asked for
+        (channel,) = make_channels(plan, folder, tmp_path, True, longest_step_s=longest_s).values()
+        assert channel._config.peer_s == waits_s
+    decided = config_from_plan(plan)
+    (stage,) = decided.groups[0].stages
+    assert decided.longest_step_s > stage.cost.step_s(decided.max_step_tokens, 1, 0, 0.0)

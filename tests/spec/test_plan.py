@@ -214,10 +214,12 @@ def test_plans_for_another_model_or_a_later_version_are_refused() -> None:
     (group,) = plan.groups
     (stage,) = group.stages
     pool = replace(stage.pools[0], device="slow")
+    with_worker = replace(stage, attention=("slow",), pools=(*stage.pools, pool))
     later = [
         replace(plan, groups=(replace(group, stages=(replace(stage, layers=(0, 1)), replace(stage, layers=(1, 3)))),)),
         replace(plan, groups=(replace(group, role="prefill"), replace(group, role="prefill"), replace(group, role="decode"))),
         replace(plan, groups=(replace(group, stages=(replace(stage, primary=("fast", "slow"), pools=(*stage.pools, pool)),)),)),
+        replace(plan, groups=(replace(group, role="prefill", stages=(with_worker,)), replace(group, role="decode"))),
     ]
     for one in later:
         assert decode_plan(encode_plan(one), "plan") == one
