@@ -178,10 +178,10 @@ def resolve(flags: Flags, screen: Screen, logs: Path) -> list[Job]:
         raise UsageError("--baseline starts vLLM, --baseline-url takes a running server: give one of them.")
     if flags.url is None and flags.plan is None:
         flags = replace(flags, cluster=_cluster_name(flags, screen))
-    if flags.profile is not None and not _plans_here(flags):
-        raise UsageError("--profile is for planning systems, and this engine alone is laid out without.", hint="--system NAME plans with it")
     if _plans_here(flags):
         return _resolve_many(flags, screen, logs)
+    if flags.profile is not None:
+        raise UsageError("--profile is for planning systems, and this engine alone is laid out without.", hint="--system NAME plans with it")
     return [_resolve_url(flags) if flags.url else _resolve_own(flags, screen, logs)]
 
 

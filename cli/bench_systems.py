@@ -6,7 +6,6 @@ all cores. What cannot be had is noted and left out; only the system measured it
 
 from __future__ import annotations
 
-import difflib
 import shlex
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -64,15 +63,13 @@ def asked_for(text: str, baseline: bool) -> list[Asked]:
     Raises:
         UsageError: a name nobody knows, or one given twice.
     """
-    from hetserve.systems import SYSTEMS, system
+    from hetserve.systems import SYSTEMS, system, unknown
 
     found = []
     for item in filter(None, (part.strip() for part in text.split(","))):
         name, *planning = shlex.split(item)
         if baseline and name not in (*VLLM_KINDS, *SYSTEMS):
-            near = difflib.get_close_matches(name, (*VLLM_KINDS, *SYSTEMS), n=1)
-            hint = f"did you mean {near[0]!r}? " if near else ""
-            raise UsageError(f"there is no baseline called {name!r}", hint=f"{hint}known: {', '.join((*VLLM_KINDS, *SYSTEMS))}")
+            raise unknown("baseline", name, (*VLLM_KINDS, *SYSTEMS))
         if name not in VLLM_KINDS:
             system(name)
         elif not baseline:

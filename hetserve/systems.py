@@ -6,7 +6,7 @@ Baselines are these systems' policies on our engine, and called so ("hexgen-poli
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from hetserve.errors import UsageError
@@ -62,10 +62,15 @@ def system(name: str) -> System:
         UsageError: there is none; the hint lists those there are.
     """
     if name not in SYSTEMS:
-        near = difflib.get_close_matches(name, SYSTEMS, n=1)
-        hint = f"did you mean {near[0]!r}? " if near else ""
-        raise UsageError(f"there is no system called {name!r}", f"{hint}known: {', '.join(SYSTEMS)}")
+        raise unknown("system", name, tuple(SYSTEMS))
     return SYSTEMS[name]
+
+
+def unknown(what: str, name: str, known: Sequence[str]) -> UsageError:
+    """The error of a name that is none of the known ones; its hint names the nearest and lists them all."""
+    near = difflib.get_close_matches(name, known, n=1)
+    hint = f"did you mean {near[0]!r}? " if near else ""
+    return UsageError(f"there is no {what} called {name!r}", f"{hint}known: {', '.join(known)}")
 
 
 def policies_for(name: str, online: Online) -> Policies:

@@ -17,6 +17,7 @@ from hetserve import errors
 from hetserve.control.messages import MoveKv, RunStep
 from hetserve.engine.transport.local import LocalHub, LocalLinks
 from hetserve.engine.wire import (
+    PEER_S,
     TO_WORKER,
     Failed,
     GroupLayout,
@@ -33,7 +34,6 @@ from hetserve.spec.plan import Plan
 if TYPE_CHECKING:
     from hetserve.engine.join import Door
 
-PEER_S = 20.0  # the least that workers wait for each other in a move
 STOP_S = 10.0  # how long a worker may take to stop by itself before it is killed
 
 

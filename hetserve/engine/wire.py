@@ -11,6 +11,7 @@ from hetserve.spec.cluster import Stretch
 
 PATIENCE = 10.0  # a peer may take this many times the predicted step time ...
 PATIENCE_MIN_S = 5.0  # ... and never less than this, before it counts as frozen (DESIGN section 9)
+PEER_S = 20.0  # the least that workers wait for each other in a move
 
 
 def patience_s(predicted_s: float) -> float:
@@ -79,7 +80,7 @@ class WorkerConfig:
     stretch: Stretch | None = None  # sleeps so much; its results are emulated
     slowed: tuple[DeclaredLink, ...] = ()  # links from this device that are to be no better than declared
     address: str = "127.0.0.1"  # of the interface on which this worker's peers reach it
-    peer_s: float = 20.0  # how long a peer may leave a chunk of a move waiting: longer than its steps in flight
+    peer_s: float = PEER_S  # how long a peer may leave a chunk of a move waiting: longer than its steps in flight
 
     def peers(self) -> tuple[str, ...]:
         """The devices this one exchanges data with, in alphabetical order."""
