@@ -16,6 +16,7 @@ class Info(TypedDict):
     cuda: bool
     compiler: str
     threads: int
+    linear_rows: int  # up to how many rows linear() is worth calling instead of a library's product; 0: never
 
 def info() -> Info: ...
 def get_threads() -> int:
@@ -111,3 +112,11 @@ def rope(q: Tensor, k: Tensor, positions: Ints, cos_sin: Tensor, head_dim: int) 
 
 def silu_mul(gate_up: Tensor, out: Tensor) -> None:
     """out = silu(gate) * up. gate_up: T [rows, 2 * n], out: T [rows, n]."""
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None, relu: bool, out: Tensor) -> None:
+    """out = x W^T + bias, at least 0 where relu; bfloat16, summed in float32 and rounded once. For few rows: it reads the weight
+    at nearly the speed of memory.
+
+    x: [rows, inputs], out: [rows, outputs], bias: [outputs]; weight: [outputs / 64, inputs / 32, 16, 64, 2], where [o, i, p, c, e] is
+    W[64 o + c, 32 i + 2 p + e] (oneDNN's AB16b64a2b), so inputs is a multiple of 32 and outputs of 64.
+    """

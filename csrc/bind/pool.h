@@ -26,6 +26,7 @@ void check_page_ids(const KvPool& pool, const int32_t* ids, int64_t n, const cha
 void bind_pool(py::module_& module);
 void bind_attention(py::module_& module);
 void bind_kv(py::module_& module);
+void bind_linear(py::module_& module);
 void bind_rows(py::module_& module);
 void bind_runtime(py::module_& module);
 

@@ -14,6 +14,7 @@ py::dict info() {
   py::dict facts;
   facts["isa"] = kernels().name;
   facts["isas"] = usable_isas();
+  facts["linear_rows"] = kernels().linear_rows;
   facts["cuda"] = cuda_built();
   facts["compiler"] = "g++ " __VERSION__;
   facts["threads"] = max_threads();

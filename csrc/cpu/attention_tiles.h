@@ -121,7 +121,9 @@ constexpr Kernels tile_kernels(const char* name) {
           [](const NormParams& p, int64_t begin, int64_t end) { avx512bf16_kernels.rms_norm(p, begin, end); },
           [](const NormParams& p, int64_t begin, int64_t end) { avx512bf16_kernels.layer_norm(p, begin, end); },
           [](const RopeParams& p, int64_t begin, int64_t end) { avx512bf16_kernels.rope(p, begin, end); },
-          [](const SiluMulParams& p, int64_t begin, int64_t end) { avx512bf16_kernels.silu_mul(p, begin, end); }};
+          [](const SiluMulParams& p, int64_t begin, int64_t end) { avx512bf16_kernels.silu_mul(p, begin, end); },
+          [](const LinearParams& p, int64_t begin, int64_t end) { avx512bf16_kernels.linear(p, begin, end); },
+          0};
 }
 
 }  // namespace

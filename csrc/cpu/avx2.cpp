@@ -8,6 +8,6 @@
 namespace hetserve {
 
 extern const Kernels avx2_kernels;
-const Kernels avx2_kernels = {"avx2", attention, ref::attention_merge, kv_store, rms_norm, layer_norm, rope, silu_mul};
+const Kernels avx2_kernels = {"avx2", attention, ref::attention_merge, kv_store, rms_norm, layer_norm, rope, silu_mul, ref::linear, 0};
 
 }  // namespace hetserve

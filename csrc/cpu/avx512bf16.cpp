@@ -3,11 +3,12 @@
 // vec first: the rest is written in its terms.
 #include "cpu/attention.h"
 #include "cpu/kv_store.h"
+#include "cpu/linear.h"
 #include "cpu/rows.h"
 
 namespace hetserve {
 
 extern const Kernels avx512bf16_kernels;
-const Kernels avx512bf16_kernels = {"avx512bf16", attention, ref::attention_merge, kv_store, rms_norm, layer_norm, rope, silu_mul};
+const Kernels avx512bf16_kernels = {"avx512bf16", attention, ref::attention_merge, kv_store, rms_norm, layer_norm, rope, silu_mul, linear, kLinearRows};
 
 }  // namespace hetserve

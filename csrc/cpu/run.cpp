@@ -86,4 +86,6 @@ void run_rope(const RopeParams& p) {
 
 void run_silu_mul(const SiluMulParams& p) { over_rows(kernels().silu_mul, p, p.rows, 3 * p.n * dtype_bytes(p.dtype)); }
 
+void run_linear(const LinearParams& p) { over_rows(kernels().linear, p, p.outputs / kLinearColumns, 2 * kLinearColumns * p.inputs); }
+
 }  // namespace hetserve

@@ -5,6 +5,7 @@ namespace hetserve {
 
 extern const Kernels ref_kernels;
 const Kernels ref_kernels = {"ref",         ref::attention,  ref::attention_merge, ref::kv_store,
-                             ref::rms_norm, ref::layer_norm, ref::rope,            ref::silu_mul};
+                             ref::rms_norm, ref::layer_norm, ref::rope,            ref::silu_mul,
+                             ref::linear,   0};
 
 }  // namespace hetserve

@@ -9,6 +9,7 @@
 namespace hetserve {
 
 // One row of the table of instruction sets. Every pointer is set; what an ISA does not do itself is the ref kernel.
+// linear works on blocks of 64 columns; up to linear_rows rows it is worth calling instead of a library's product (0: never).
 // attention's `next` is the task this thread runs afterwards, or null: a hint about what memory to fetch.
 struct Kernels {
   const char* name;
@@ -19,6 +20,8 @@ struct Kernels {
   void (*layer_norm)(const NormParams&, int64_t begin, int64_t end);
   void (*rope)(const RopeParams&, int64_t begin, int64_t end);
   void (*silu_mul)(const SiluMulParams&, int64_t begin, int64_t end);
+  void (*linear)(const LinearParams&, int64_t begin, int64_t end);
+  int64_t linear_rows;
 };
 
 // Scratch of one thread for one attention task, in floats; enough for every ISA.
@@ -37,6 +40,7 @@ void rms_norm(const NormParams&, int64_t begin, int64_t end);
 void layer_norm(const NormParams&, int64_t begin, int64_t end);
 void rope(const RopeParams&, int64_t begin, int64_t end);
 void silu_mul(const SiluMulParams&, int64_t begin, int64_t end);
+void linear(const LinearParams&, int64_t begin, int64_t end);
 }  // namespace ref
 
 }  // namespace hetserve

@@ -142,6 +142,24 @@ struct RopeParams {
   DType dtype;
 };
 
+// Columns and pairs of inputs that lie together in a weight made ready for LinearParams.
+constexpr int64_t kLinearColumns = 64;
+constexpr int64_t kLinearPairs = 16;
+
+// out = x W^T + bias, with W in the order in which oneDNN keeps it for bfloat16 (its name there: AB16b64a2b).
+struct LinearParams {
+  const bf16* x;       // [rows, inputs], row stride x_stride
+  const bf16* weight;  // [outputs / 64][inputs / 32][16][64][2]: of 64 columns one pair of inputs after the other, 16 times over
+  const bf16* bias;    // [outputs], or null
+  bf16* out;           // [rows, outputs], row stride out_stride
+  int64_t rows;
+  int64_t inputs;   // a multiple of 32
+  int64_t outputs;  // a multiple of 64
+  int64_t x_stride;
+  int64_t out_stride;
+  bool relu;
+};
+
 struct SiluMulParams {
   const void* gate_up;  // T [rows, 2 * n], row stride gate_up_stride: gate, then up
   void* out;            // T [rows, n], row stride out_stride

@@ -18,5 +18,6 @@ void run_rms_norm(const NormParams& p);
 void run_layer_norm(const NormParams& p);
 void run_rope(const RopeParams& p);
 void run_silu_mul(const SiluMulParams& p);
+void run_linear(const LinearParams& p);
 
 }  // namespace hetserve
