@@ -120,14 +120,14 @@ def vllm_launch(setup: Setup, install: VllmInstall, extra: str = "", name: str =
 
 
 def _vllm_blocks(setup: Setup) -> tuple[str, ...]:
-    """vLLM takes whole GiB; any other size is set as a number of blocks: one more than the memory holds, as the first never holds anything."""
+    """The number of blocks: one more than the memory holds, as the first never holds anything. (The memory itself vLLM takes in whole GiB only.)"""
     blocks = setup.kv_bytes // (VLLM_BLOCK_TOKENS * setup.kv_bytes_per_token)
     if blocks * VLLM_BLOCK_TOKENS < setup.max_model_len:
         raise ResourceError(
             f"--kv-memory {setup.kv_bytes:,} bytes holds {blocks * VLLM_BLOCK_TOKENS:,} tokens, fewer than --max-model-len {setup.max_model_len:,}.",
             hint="a larger --kv-memory or a smaller --max-model-len",
         )
-    return () if setup.kv_bytes % GIB == 0 else ("--num-gpu-blocks-override", str(blocks + 1))
+    return ("--num-gpu-blocks-override", str(blocks + 1))
 
 
 def _only_device(cluster: Cluster) -> Device:

@@ -12,8 +12,9 @@ import re
 import signal
 import socket
 import subprocess
+import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -146,18 +147,19 @@ class Server:
         return list(found.values())
 
     def stop(self) -> None:
-        """SIGINT to the server, and, to whatever of its tree that does not end, SIGTERM and at last SIGKILL."""
-        members = self.tree()
-        if self.frozen:
-            self.thaw()
-        self._signal_all(signal.SIGINT, members[:1])
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            self._process.wait(STOP_S)
-        for attempt in (signal.SIGTERM, signal.SIGKILL):
-            members = _outliving(members, CHILDREN_S)
-            self._signal_all(attempt, members)
-        _outliving(members, CHILDREN_S)
-        self._process.wait()
+        """SIGINT to the server, and, to whatever of its tree that does not end, SIGTERM and at last SIGKILL. Not to be interrupted: it takes so long at most."""
+        with _uninterrupted():
+            members = self.tree()
+            if self.frozen:
+                self.thaw()
+            self._signal_all(signal.SIGINT, members[:1])
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self._process.wait(STOP_S)
+            for attempt in (signal.SIGTERM, signal.SIGKILL):
+                members = _outliving(members, CHILDREN_S)
+                self._signal_all(attempt, members)
+            _outliving(members, CHILDREN_S)
+            self._process.wait()
 
     def log_tail(self) -> str:
         """The end of what the server printed."""
@@ -181,6 +183,20 @@ class Server:
         for process in processes:
             with contextlib.suppress(psutil.Error):
                 process.send_signal(which)
+
+
+@contextlib.contextmanager
+def _uninterrupted() -> Iterator[None]:
+    """Ignores SIGINT and SIGTERM: `timeout` and impatient people send a second one, which would leave the rest of the servers running."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {which: signal.signal(which, signal.SIG_IGN) for which in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for which, handler in before.items():
+            signal.signal(which, handler)
 
 
 def _outliving(processes: list[psutil.Process], limit_s: float) -> list[psutil.Process]:

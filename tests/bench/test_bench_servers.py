@@ -5,7 +5,9 @@ from __future__ import annotations
 import itertools
 import json
 import os
+import signal
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -95,6 +97,19 @@ def test_a_server_that_ignores_signals_is_killed_and_so_is_an_orphan(tmp_path: P
     members = processes(server)
     assert len(members) == 2
     server.stop()
+    assert not any(process.is_running() and process.status() != psutil.STATUS_ZOMBIE for process in members)
+
+
+def test_a_second_signal_does_not_leave_servers_running(tmp_path: Path) -> None:
+    before = [signal.getsignal(which) for which in (signal.SIGINT, signal.SIGTERM)]
+    with Server(launch(tmp_path)) as server:
+        server.wait_ready(30)
+        members = processes(server)
+        assert len(members) == 2
+        stopping = threading.Timer(0.05, os.kill, (os.getpid(), signal.SIGINT))  # the child takes 0.2 s to be told to end
+        stopping.start()
+    stopping.join()
+    assert [signal.getsignal(which) for which in (signal.SIGINT, signal.SIGTERM)] == before
     assert not any(process.is_running() and process.status() != psutil.STATUS_ZOMBIE for process in members)
 
 

@@ -36,7 +36,7 @@ def test_both_get_the_same_model_window_dtype_and_memory(tmp_path: Path) -> None
         assert option(command, "serve") == str(tmp_path)
         assert (option(command, "--dtype"), option(command, "--max-model-len"), option(command, "--served-model-name")) == ("bfloat16", "16384", "m")
     assert option(ours.command, "--kv-memory") == str(4 * GIB) and option(ours.command, "--cluster") == "c"
-    assert theirs.environment["VLLM_CPU_KVCACHE_SPACE"] == "4" and "--num-gpu-blocks-override" not in theirs.command
+    assert theirs.environment["VLLM_CPU_KVCACHE_SPACE"] == "4" and option(theirs.command, "--num-gpu-blocks-override") == "1025"
     assert theirs.environment["VLLM_CPU_OMP_THREADS_BIND"] == "1,2"  # the device's cores, every one
     assert theirs.environment["LD_PRELOAD"] == INSTALL.tcmalloc  # no OpenMP found in a folder that does not exist
     assert theirs.command[-3:] == ("--enforce-eager", "--seed", "1")
@@ -45,8 +45,8 @@ def test_both_get_the_same_model_window_dtype_and_memory(tmp_path: Path) -> None
     assert ours.url != theirs.url
 
 
-@pytest.mark.parametrize("kv_bytes", [GIB // 2, GIB + GIB // 3, 5 * GIB + 1])
-def test_memory_that_is_no_whole_gib_becomes_blocks(tmp_path: Path, kv_bytes: int) -> None:
+@pytest.mark.parametrize("kv_bytes", [GIB // 2, GIB + GIB // 3, 4 * GIB, 5 * GIB + 1])
+def test_memory_becomes_blocks(tmp_path: Path, kv_bytes: int) -> None:
     launch = vllm_launch(setup(tmp_path, kv_bytes=kv_bytes, max_model_len=1024), INSTALL)
     block_bytes = 128 * 32768
     blocks = int(option(launch.command, "--num-gpu-blocks-override"))
