@@ -87,7 +87,7 @@ class ControllerConfig:
     depth: int  # steps in flight
     max_waiting: int  # waiting sequences; further requests are turned away
     watermark: float = 0.01  # share of a pool that admissions leave free, so that running sequences can grow
-    staging: float = 0.125  # the largest share of a primary's pool that the dispatcher leaves for the next prompt, where heads may lie elsewhere
+    staging: float = 0.125  # share of a primary's pool that the dispatcher leaves for prompts, where heads may lie elsewhere
     online: Online = field(default_factory=Online)  # which of the system's policies decide
 
     @property

@@ -61,16 +61,10 @@ class Dispatcher:
             if len(stage.pools) > stage.ranks
         ]
         self.active = bool(self._stages)
-        self._most_reserved = np.zeros(len(spec.pools), np.int64)
+        self._reserve = np.zeros(len(spec.pools), np.int64)  # [pools] pages left free on primaries for prompts
         for stage in self._stages:
             for pool in stage.pools[: stage.ranks]:
-                self._most_reserved[pool] = int(config.staging * spec.pools[pool].pages)
-        self._reserve = np.zeros(len(spec.pools), np.int64)  # [pools] pages left free on primaries for the next prompt
-        self._vacate_wait = 0
-
-    def expect(self, pages: NDArray[np.int64]) -> None:
-        """[pools] that the next prompt in line takes: so many are left free for it, up to the configured share. None where none waits."""
-        self._reserve = np.minimum(pages, self._most_reserved)
+                self._reserve[pool] = int(config.staging * spec.pools[pool].pages)
 
     def place(self, slots: list[int]) -> None:
         """Deals the head groups of sequences that have just started, all together."""
@@ -103,20 +97,6 @@ class Dispatcher:
         if not self.active or slots.phase[slot] != DECODE or slot in self._moves.active or not self._rested()[slot]:
             return False
         return self._deal(np.array([slot]), self._reserve) or self._deal(np.array([slot]), np.zeros_like(self._reserve))
-
-    def vacate(self) -> None:
-        """A prompt waits for pages on primaries that heads at rest hold: deals the latest sequence that can move anew, with room left for the prompt.
-
-        One sequence at a time, and after one that stays where it is, not again for CHECK_STEPS asks.
-        """
-        self._vacate_wait -= 1
-        if not self.active or self._moves.active or self._vacate_wait > 0:
-            return
-        slots = self._slots
-        primaries = self._most_reserved > 0
-        resting = np.flatnonzero((slots.phase == DECODE) & self._rested() & primaries[slots.placement].any(1))
-        if not len(resting) or not self._deal(resting[[np.argmax(slots.order[resting])]].astype(np.int32), self._reserve):
-            self._vacate_wait = CHECK_STEPS
 
     # --------------------------------------------------------------------------------------------------- numbers
 

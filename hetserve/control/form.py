@@ -50,7 +50,6 @@ class Former:
         if len(group.in_flight) >= group.depth or not group.up:
             return None
         grants = Grants()
-        self._expect()
         ready = self._ready()
         calm = self._grow(ready, grants)
         decoding = int(np.count_nonzero(ready))
@@ -124,15 +123,6 @@ class Former:
 
     # -------------------------------------------------------------------------------------------- new sequences
 
-    def _expect(self) -> None:
-        """Tells the dispatcher what the next prompt in line will take."""
-        group = self.group
-        if not group.dispatcher.active:
-            return
-        sequence = group.queue.front()
-        rows = 0 if sequence is None else -(-len(sequence.tokens) // group.config.page_tokens)
-        group.dispatcher.expect(rows * np.bincount(group.home, minlength=len(group.spec.pools)))
-
     def _adopt(self, grants: Grants) -> list[Start]:
         """Sequences that a prefill group has handed over since the last step."""
         group, slots = self.group, self.group.slots
@@ -156,7 +146,6 @@ class Former:
                 break
             starts.append(start)
             planned += len(start.tokens) - start.cached_tokens
-        self._expect()
         group.dispatcher.place([start.slot for start in starts])
         return starts
 
@@ -174,7 +163,6 @@ class Former:
             if group.pools.fit(group.home, rows - shared, 0.0 if alone else group.config.watermark):
                 break
             if not alone:
-                group.dispatcher.vacate()
                 return None
             assert group.prompts.drop_one(), "one sequence alone always fits"
         request = sequence.request.request

@@ -113,7 +113,7 @@ def test_a_placement_on_another_ranks_primary_is_noticed() -> None:
         world.arrive(8, 9)
 
 
-def test_the_policy_is_told_of_ranks_and_of_pages_kept_for_the_next_prompt_on_each_primary() -> None:
+def test_the_policy_is_told_of_ranks_and_of_pages_kept_for_prompts_on_each_primary() -> None:
     asked = []
 
     def watch(kv_heads, ranks, tokens, rows, pools):
@@ -121,12 +121,10 @@ def test_the_policy_is_told_of_ranks_and_of_pages_kept_for_the_next_prompt_on_ea
         return heads.on_group(kv_heads, ranks, tokens, rows, pools)
 
     world = World(two_ranks((64, 80, 40), staging=0.125), policies=replace(UNIFORM, heads=watch))
-    dispatcher = world.controller.groups[0].dispatcher
-    dispatcher.expect = lambda pages, expect=dispatcher.expect: expect(pages + 9)  # as if a prompt of nine pages waited
     world.arrive(8, 9)
     ((kv_heads, ranks, tokens, rows, pools),) = asked
     assert (kv_heads, ranks, tokens, rows) == (8, 2, [8], [3])
-    assert pools.pages_free.tolist() == [64 - 8, 80 - 9, 40] and not pools.held.any()
+    assert pools.pages_free.tolist() == [64 - 8, 80 - 10, 40] and not pools.held.any()
     assert pools.fixed_s.tolist() == [0, 1e-5, 2e-5] and pools.shared.tolist() == [1, 1, 1]
 
 
