@@ -147,7 +147,7 @@ class Server:
         return list(found.values())
 
     def stop(self) -> None:
-        """SIGINT to the server, and, to whatever of its tree that does not end, SIGTERM and at last SIGKILL. Not to be interrupted: it takes so long at most."""
+        """SIGINT to the server, and, to whatever of its tree that does not end, SIGTERM and at last SIGKILL. Takes bounded time, uninterrupted."""
         with _uninterrupted():
             members = self.tree()
             if self.frozen:
