@@ -5,6 +5,9 @@
 #   make lint           ruff, mypy, clang-format (where it is installed)
 #   make kernel-bench   the attention kernels: compared with the reference, then timed beside plain reads of memory
 #   make install        what these need, and no more
+#   make cuda-all       the CUDA kernels for every architecture (needs nvcc, no GPU); registers and spills of each kernel
+#   make gpu-sanitize   with a GPU, after gpu-check: the op tests under compute-sanitizer (TOOL=racecheck, synccheck, initcheck)
+#   make gpu-check      with a GPU: build, op tests, kernel benches, into RESULT_DIR; takes the system's Python, no virtual environment, no network
 #
 # Overrides: PYTHON=python3.12   VENV=/path/to/venv   ARGS="more arguments"
 #            VENV_FLAGS=--system-site-packages (use the torch this machine already has)   TORCH="what pip shall install instead"
@@ -23,7 +26,7 @@ HETSERVE := $(VENV)/bin/hetserve
 
 export PATH := $(abspath $(VENV))/bin:$(PATH)
 
-.PHONY: install bench test lint kernel-bench
+.PHONY: install bench test lint kernel-bench cuda-all gpu-check gpu-sanitize
 .DELETE_ON_ERROR:
 
 install: $(VENV)/.installed
@@ -46,6 +49,24 @@ kernel-bench: $(VENV)/.installed
 	@build=build/cmake-$$($(PY) -c 'import sys; print(sys.implementation.cache_tag)') && \
 	    cmake --build $$build --target hetserve-kernel-bench && \
 	    $$build/hetserve-kernel-bench --commit "$$(git describe --always --dirty 2>/dev/null || echo unknown)" $(ARGS)
+
+CUDA_ARCHITECTURES ?= 75;80;86;89;90;100;120
+TOOL               ?= memcheck
+RESULT_DIR         ?= results/gpu/$(shell date +%Y%m%d)
+
+cuda-all: $(VENV)/.installed
+	cmake -S . -B build/cuda-all -DCMAKE_BUILD_TYPE=Release -DHETSERVE_CUDA=on "-DHETSERVE_CUDA_ARCHITECTURES=$(CUDA_ARCHITECTURES)" \
+	    -DHETSERVE_CUDA_FLAGS=-Xptxas=-v -DPython_EXECUTABLE=$(abspath $(PY)) -DPYBIND11_FINDPYTHON=ON \
+	    "-Dpybind11_DIR=$$($(PY) -m pybind11 --cmakedir)" >/dev/null
+	cmake --build build/cuda-all --clean-first --target cuda_kernels cuda_tensor_kernels --parallel >build/cuda-all/log.txt 2>&1 || \
+	    { cat build/cuda-all/log.txt; exit 1; }
+	$(PY) -m hetserve.bench.gpu.registers build/cuda-all/log.txt $(ARGS)
+
+gpu-check:
+	PYTHONPATH=. $(if $(wildcard $(PY)),$(PY),python3) -m hetserve.bench.gpu $(RESULT_DIR)
+
+gpu-sanitize:
+	PYTHONPATH=. compute-sanitizer --tool $(TOOL) --error-exitcode 1 $(if $(wildcard $(PY)),$(PY),python3) -m pytest -q -k "cuda and not emulated" tests/ops
 
 $(VENV)/bin/python:
 	@test -n "$(PYTHON)" || { echo "error: Python 3.11 or newer was not found"; echo "hint: make PYTHON=/path/to/python3.11"; exit 1; }

@@ -64,6 +64,7 @@ class CMakeBuild(build_ext):
         self.torch = torch_folder()
         configure = ["cmake", "-S", str(ROOT), "-B", str(self.build), "-DCMAKE_BUILD_TYPE=Release", f"-DTORCH_FOLDER={self.torch or ''}"]
         configure += [f"-DPython_EXECUTABLE={sys.executable}", "-DPYBIND11_FINDPYTHON=ON", f"-Dpybind11_DIR={pybind11.get_cmake_dir()}"]
+        configure += [f"-DHETSERVE_CUDA={os.environ.get('HETSERVE_CUDA', 'auto')}"]
         if shutil.which("ninja") and not (self.build / "Makefile").exists():
             configure += ["-G", "Ninja"]
         subprocess.run(configure, check=True)

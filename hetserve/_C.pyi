@@ -1,7 +1,10 @@
-"""The data plane: kernels on CPU tensors, built from csrc/. Every function checks shape, stride, dtype, alignment and page ids and raises ValueError.
+"""The data plane: kernels built from csrc/. Every function checks shape, stride, dtype, alignment and page ids and raises ValueError.
 
 Tensors are torch tensors (read by duck typing); int32 arguments may be numpy arrays as well. T is float32 or bfloat16, the same for all arguments
 of a call. Row tensors may be strided views as long as their last dimension is contiguous.
+
+All tensors of a call are on the CPU, or all on one CUDA device (int32 arguments and pools too): then the op is put on torch's current stream and not
+waited for, T may be float16 as well, and what is in int32 arguments is not checked. `linear` is for the CPU, `argmax` for CUDA devices.
 """
 
 from collections.abc import Sequence
@@ -112,6 +115,37 @@ def rope(q: Tensor, k: Tensor, positions: Ints, cos_sin: Tensor, head_dim: int) 
 
 def silu_mul(gate_up: Tensor, out: Tensor) -> None:
     """out = silu(gate) * up. gate_up: T [rows, 2 * n], out: T [rows, n]."""
+
+def argmax(x: Tensor, out: Ints) -> None:
+    """out[i] = index of the largest element of row i, the lowest of several; a NaN is larger than any number. x: T [rows, n], out: [rows]."""
+
+class DeviceAttentionPlan:
+    """Attention of a pool on a CUDA device: what AttentionPlan is on the CPU, in memory of fixed size, so that one captured graph serves every step.
+
+    Args:
+        pool: on the device.
+        q_heads_total, group: as for AttentionPlan.
+        items, item_rows, pages: the most that a step may have: items, rows of all items together, page ids.
+        memory: uint8 [n] on the device; staging: uint8 [n] on the CPU, best pinned; `bytes` says how many each needs.
+    """
+
+    def __init__(
+        self, pool: KvPool, q_heads_total: int, group: int, items: int, item_rows: int, pages: int, memory: Tensor, staging: Tensor
+    ) -> None: ...
+    @staticmethod
+    def bytes(pool: KvPool, group: int, items: int, item_rows: int, pages: int) -> tuple[int, int]:
+        """(device, host)"""
+    def set(self, items: Ints, page_ids: Ints, rows: int) -> None:
+        """Checks a step, cuts it, and sends it to the device on the current stream; items and page_ids are on the CPU.
+
+        `staging` is read meanwhile, so the step before must be done.
+        """
+
+def device_split(items: Ints, group: int, blocks: int) -> tuple[list[tuple[int, ...]], list[tuple[int, ...]], int]:
+    """How a step is cut for so many blocks at once: (tasks, merges, partials), the fields of csrc's AttentionTask and AttentionMerge in order."""
+
+def device_capacity(items: int, item_rows: int, group: int, blocks: int) -> tuple[int, int, int]:
+    """(tasks, merges, partials): no step of so many items and rows has more."""
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None, relu: bool, out: Tensor) -> None:
     """out = x W^T + bias, at least 0 where relu; bfloat16, summed in float32 and rounded once. For few rows: it reads the weight

@@ -6,6 +6,8 @@
 
 #include "bind/pool.h"
 #include "hetserve/check.h"
+#include "hetserve/device_plan.h"
+#include "hetserve/isa.h"
 #include "hetserve/parallel.h"
 #include "hetserve/plan.h"
 #include "hetserve/run.h"
@@ -14,6 +16,7 @@ namespace hetserve::bind {
 namespace {
 
 constexpr int kMaxThreads = 1024;
+constexpr int kEmulatedBlocks = 4;  // of a device on fibers, where `threads` does not say: few, so that small tests have sequences in pieces
 
 struct AttentionPlan {
   std::shared_ptr<const KvPool> pool;
@@ -40,16 +43,6 @@ class Running {
  private:
   AttentionPlan& plan_;
 };
-
-void check_item(const AttentionItem& item, int64_t i, int64_t rows, int64_t q_heads, int64_t group, int64_t pages, int64_t listed) {
-  HETSERVE_CHECK(item.n_rows >= 1 && item.q_row >= 0 && item.q_row <= rows - item.n_rows, "items[", i, "]: rows ", item.q_row, " + ", item.n_rows,
-                 " of ", rows);
-  HETSERVE_CHECK(item.head_group >= 0 && (item.head_group + int64_t{1}) * group <= q_heads, "items[", i, "]: head group ", item.head_group, " of ", group,
-                 " heads, q has ", q_heads);
-  HETSERVE_CHECK(item.length >= item.n_rows, "items[", i, "]: length ", item.length, " is less than its ", item.n_rows, " rows");
-  HETSERVE_CHECK(item.page_begin >= 0 && item.page_begin <= listed - pages, "items[", i, "]: pages ", item.page_begin, " + ", pages, " of page_ids' ",
-                 listed);
-}
 
 // Copies the items and the page ids they use; items that share a list (the same page_begin) in a row share the copy.
 void take_items(AttentionPlan& plan, const View& items, const View& page_ids) {
@@ -89,8 +82,11 @@ std::unique_ptr<AttentionPlan> make_plan(std::shared_ptr<KvPool> pool, const py:
   plan->q_heads = q_heads_total;
   plan->group = group;
   take_items(*plan, item_view, as_int32(page_ids, "page_ids", 1));
-  plan->split = split(plan->items.data(), static_cast<int64_t>(plan->items.size()), plan->page_ids.data(), plan->pool->pages.page_tokens, group,
-                      threads > 0 ? threads : max_threads());
+  HETSERVE_CHECK(plan->pool->device == kCpu, "pool: is on a CUDA device: its steps are a DeviceAttentionPlan's");
+  const auto n = static_cast<int64_t>(plan->items.size());
+  plan->split = kernels().device != nullptr
+                    ? device_split(plan->items.data(), n, group, threads > 0 ? threads : kEmulatedBlocks)
+                    : split(plan->items.data(), n, plan->page_ids.data(), plan->pool->pages.page_tokens, group, threads > 0 ? threads : max_threads());
   plan->partials.reset(new float[plan->split.partials * (plan->pool->pages.head_dim + 2)]);
   return plan;
 }
@@ -105,6 +101,8 @@ Rows plan_rows(const AttentionPlan& plan, const py::object& tensor, const char* 
 }
 
 void attention(AttentionPlan& plan, int64_t layer, const py::object& q, const py::object& out, float scale, int64_t window) {
+  const Call call;
+  Call::add(kCpu, "plan");
   check_layer(*plan.pool, layer);
   HETSERVE_CHECK(window >= 0, "window ", window, ": expected 0 (none) or a number of tokens");
   const Rows from = plan_rows(plan, q, "q", Use::read), to = plan_rows(plan, out, "out", Use::write);
@@ -122,11 +120,22 @@ void attention(AttentionPlan& plan, int64_t layer, const py::object& q, const py
   p.group = plan.group;
   p.window = window;
   p.scale = scale;
+  call.check_cpu_types();
   const py::gil_scoped_release release;
   run_attention(p, plan.split);
 }
 
 }  // namespace
+
+void check_item(const AttentionItem& item, int64_t i, int64_t rows, int64_t q_heads, int64_t group, int64_t pages, int64_t listed) {
+  HETSERVE_CHECK(item.n_rows >= 1 && item.q_row >= 0 && item.q_row <= rows - item.n_rows, "items[", i, "]: rows ", item.q_row, " + ", item.n_rows,
+                 " of ", rows);
+  HETSERVE_CHECK(item.head_group >= 0 && (item.head_group + int64_t{1}) * group <= q_heads, "items[", i, "]: head group ", item.head_group, " of ", group,
+                 " heads, q has ", q_heads);
+  HETSERVE_CHECK(item.length >= item.n_rows, "items[", i, "]: length ", item.length, " is less than its ", item.n_rows, " rows");
+  HETSERVE_CHECK(item.page_begin >= 0 && item.page_begin <= listed - pages, "items[", i, "]: pages ", item.page_begin, " + ", pages, " of page_ids' ",
+                 listed);
+}
 
 void bind_attention(py::module_& module) {
   py::class_<AttentionPlan>(module, "AttentionPlan")

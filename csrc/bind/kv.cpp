@@ -3,12 +3,15 @@
 #include <memory>
 #include <vector>
 
+#include "bind/dispatch.h"
 #include "bind/pool.h"
 #include "hetserve/check.h"
 #include "hetserve/run.h"
 
 namespace hetserve::bind {
 namespace {
+
+void add_pool(const KvPool& pool) { Call::add(pool.device, "pool"); }
 
 const int32_t* ints(const View& view) { return reinterpret_cast<const int32_t*>(view.data); }
 
@@ -23,10 +26,12 @@ void check_slots(const KvPool& pool, const View& slots) {
 }
 
 void kv_store(const KvPool& pool, int64_t layer, const py::object& k, const py::object& v, const py::object& slots) {
+  const Call call;
   check_layer(pool, layer);
+  add_pool(pool);
   const Rows keys = as_rows(k, "k", Use::read), values = as_rows(v, "v", Use::read);
   const View to = as_int32(slots, "slots", 2);
-  check_slots(pool, to);
+  if (call.on_cpu()) check_slots(pool, to);  // a device's indices, here and below, are the caller's to check
   const int64_t columns = to.shape[1] * pool.pages.head_dim;
   for (const Rows* x : {&keys, &values}) {
     HETSERVE_CHECK(x->rows == to.shape[0] && x->columns == columns, "k and v: expected [", to.shape[0], ", ", columns, "] for slots ", shape_text(to),
@@ -34,8 +39,7 @@ void kv_store(const KvPool& pool, int64_t layer, const py::object& k, const py::
     HETSERVE_CHECK(x->dtype == pool.pages.dtype, "k and v: are ", dtype_name(x->dtype), ", the pool is ", dtype_name(pool.pages.dtype));
   }
   const KvStoreParams p{pool.pages, layer, keys.data, values.data, ints(to), to.shape[0], to.shape[1], keys.stride, values.stride};
-  const py::gil_scoped_release release;
-  run_kv_store(p);
+  dispatch(call, run_kv_store, &DeviceOps::kv_store, p);
 }
 
 // Threads write pages in any order: a page may be written once, and not be read as another's source.
@@ -51,49 +55,56 @@ void check_targets(const KvPool& pool, const int32_t* dst, const int32_t* src, i
 }
 
 void page_copy(const KvPool& src, const py::object& src_pages, const KvPool& dst, const py::object& dst_pages, int64_t first_layer, int64_t last_layer) {
+  const Call call;
   check_layers(src, first_layer, last_layer);
   check_layers(dst, first_layer, last_layer);
+  add_pool(src);
+  add_pool(dst);
   const Pages &a = src.pages, &b = dst.pages;
   HETSERVE_CHECK(a.dtype == b.dtype && a.head_dim == b.head_dim && a.page_tokens == b.page_tokens, "pools differ: ", dtype_name(a.dtype), " ", a.page_tokens,
                  " x ", a.head_dim, " and ", dtype_name(b.dtype), " ", b.page_tokens, " x ", b.head_dim);
   const View from = as_int32(src_pages, "src_pages", 1), to = as_int32(dst_pages, "dst_pages", 1);
   HETSERVE_CHECK(from.shape[0] == to.shape[0], "src_pages has ", from.shape[0], " ids, dst_pages ", to.shape[0]);
-  check_page_ids(src, ints(from), from.shape[0], "src_pages");
-  check_page_ids(dst, ints(to), to.shape[0], "dst_pages");
-  check_targets(dst, ints(to), ints(from), to.shape[0], a.data == b.data);
+  if (call.on_cpu()) {
+    check_page_ids(src, ints(from), from.shape[0], "src_pages");
+    check_page_ids(dst, ints(to), to.shape[0], "dst_pages");
+    check_targets(dst, ints(to), ints(from), to.shape[0], a.data == b.data);
+  }
   const PageCopyParams p{a, b, ints(from), ints(to), from.shape[0], first_layer, last_layer};
-  const py::gil_scoped_release release;
-  run_page_copy(p);
+  dispatch(call, run_page_copy, &DeviceOps::page_copy, p);
 }
 
-PageRowsParams page_rows(const KvPool& pool, const py::object& pages, int64_t first_layer, int64_t last_layer, const py::object& rows, const char* name) {
+PageRowsParams page_rows(const Call& call, const KvPool& pool, const py::object& pages, int64_t first_layer, int64_t last_layer, const py::object& rows,
+                         const char* name) {
   check_layers(pool, first_layer, last_layer);
+  add_pool(pool);
   const View ids = as_int32(pages, "pages", 1), to = as_tensor(rows, name);
-  check_page_ids(pool, ints(ids), ids.shape[0], "pages");
+  if (call.on_cpu()) check_page_ids(pool, ints(ids), ids.shape[0], "pages");
   const Pages& g = pool.pages;
   const int64_t expected[] = {ids.shape[0], last_layer - first_layer, 2, g.page_tokens, g.head_dim};
   HETSERVE_CHECK(to.dims == 5 && std::equal(expected, expected + 5, to.shape), name, ": expected [", expected[0], ", ", expected[1], ", 2, ", expected[3], ", ",
                  expected[4], "], got ", shape_text(to));
-  const Element element = g.dtype == DType::float32 ? Element::float32 : Element::bfloat16;
+  constexpr Element elements[] = {Element::float32, Element::bfloat16, Element::float16};
+  const Element element = elements[static_cast<int>(g.dtype)];
   HETSERVE_CHECK(to.element == element && to.contiguous(), name, ": expected contiguous ", dtype_name(g.dtype));
   return {g, ints(ids), to.data, ids.shape[0], first_layer, last_layer};
 }
 
 void page_gather(const KvPool& pool, const py::object& pages, int64_t first_layer, int64_t last_layer, const py::object& out) {
-  const PageRowsParams p = page_rows(pool, pages, first_layer, last_layer, out, "out");
-  const py::gil_scoped_release release;
-  run_page_gather(p);
+  const Call call;
+  const PageRowsParams p = page_rows(call, pool, pages, first_layer, last_layer, out, "out");
+  dispatch(call, run_page_gather, &DeviceOps::page_gather, p);
 }
 
 void page_scatter(const KvPool& pool, const py::object& pages, int64_t first_layer, int64_t last_layer, const py::object& src) {
-  const PageRowsParams p = page_rows(pool, pages, first_layer, last_layer, src, "src");
-  check_targets(pool, p.page_ids, p.page_ids, p.n, false);
-  const py::gil_scoped_release release;
-  run_page_scatter(p);
+  const Call call;
+  const PageRowsParams p = page_rows(call, pool, pages, first_layer, last_layer, src, "src");
+  if (call.on_cpu()) check_targets(pool, p.page_ids, p.page_ids, p.n, false);
+  dispatch(call, run_page_scatter, &DeviceOps::page_scatter, p);
 }
 
 // packed [m, span * head_dim] tells head_dim; x must hold whole heads of it.
-HeadsParams heads(const Rows& x, const py::object& pairs, int64_t span, const Rows& packed) {
+HeadsParams heads(const Call& call, const Rows& x, const py::object& pairs, int64_t span, const Rows& packed) {
   const View list = as_int32(pairs, "pairs", 2);
   HETSERVE_CHECK(list.shape[1] == 2, "pairs: expected [m, 2], got ", shape_text(list));
   HETSERVE_CHECK(list.shape[0] == packed.rows, "pairs: ", list.shape[0], " of them for ", packed.rows, " packed rows");
@@ -101,7 +112,7 @@ HeadsParams heads(const Rows& x, const py::object& pairs, int64_t span, const Ro
   HETSERVE_CHECK(span >= 1 && packed.columns > 0 && packed.columns % span == 0 && x.columns % packed.columns == 0, "span ", span, ": packed rows of ",
                  packed.columns, " columns, x has ", x.columns);
   const int64_t groups = x.columns / packed.columns;
-  for (int64_t i = 0; i < list.shape[0]; ++i) {
+  for (int64_t i = 0; call.on_cpu() && i < list.shape[0]; ++i) {
     const int32_t row = ints(list)[2 * i], head = ints(list)[2 * i + 1];
     HETSERVE_CHECK(row >= 0 && row < x.rows && head >= 0 && head < groups, "pairs[", i, "]: (", row, ", ", head, "), x has ", x.rows, " rows and ", groups,
                    " head groups");
@@ -110,15 +121,15 @@ HeadsParams heads(const Rows& x, const py::object& pairs, int64_t span, const Ro
 }
 
 void heads_pack(const py::object& x, const py::object& pairs, int64_t span, const py::object& out) {
-  const HeadsParams p = heads(as_rows(x, "x", Use::read), pairs, span, as_rows(out, "out", Use::write));
-  const py::gil_scoped_release release;
-  run_heads_pack(p);
+  const Call call;
+  const HeadsParams p = heads(call, as_rows(x, "x", Use::read), pairs, span, as_rows(out, "out", Use::write));
+  dispatch(call, run_heads_pack, &DeviceOps::heads_pack, p);
 }
 
 void heads_unpack(const py::object& src, const py::object& pairs, int64_t span, const py::object& x) {
-  const HeadsParams p = heads(as_rows(x, "x", Use::write), pairs, span, as_rows(src, "src", Use::read));
-  const py::gil_scoped_release release;
-  run_heads_unpack(p);
+  const Call call;
+  const HeadsParams p = heads(call, as_rows(x, "x", Use::write), pairs, span, as_rows(src, "src", Use::read));
+  dispatch(call, run_heads_unpack, &DeviceOps::heads_unpack, p);
 }
 
 }  // namespace

@@ -7,6 +7,7 @@ namespace hetserve::bind {
 namespace {
 
 void linear(const py::object& x, const py::object& weight, const py::object& bias, bool relu, const py::object& out) {
+  const Call call;
   const Rows from = as_rows(x, "x", Use::read), to = as_rows(out, "out", Use::write);
   const View blocks = as_tensor(weight, "weight");
   HETSERVE_CHECK(from.dtype == DType::bfloat16 && to.dtype == DType::bfloat16, "x is ", dtype_name(from.dtype), ", out ", dtype_name(to.dtype),
@@ -27,6 +28,7 @@ void linear(const py::object& x, const py::object& weight, const py::object& bia
   p.x_stride = from.stride;
   p.out_stride = to.stride;
   p.relu = relu;
+  HETSERVE_CHECK(call.on_cpu(), "linear: only for CPU tensors; a device has libraries for it");
   const py::gil_scoped_release release;
   run_linear(p);
 }

@@ -6,6 +6,7 @@ PYBIND11_MODULE(_C, module) {
   hetserve::bind::bind_runtime(module);
   hetserve::bind::bind_pool(module);
   hetserve::bind::bind_attention(module);
+  hetserve::bind::bind_device_attention(module);
   hetserve::bind::bind_kv(module);
   hetserve::bind::bind_linear(module);
   hetserve::bind::bind_rows(module);

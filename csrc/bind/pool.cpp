@@ -23,6 +23,7 @@ int64_t total_bytes(const Pages& g) { return pool_bytes(g.layers, g.pages, g.pag
 
 std::shared_ptr<KvPool> make_pool(py::object storage, int64_t layers, int64_t pages, int64_t page_tokens, int64_t head_dim, const py::object& dtype,
                                   const std::string& layout) {
+  const Call call;
   const View view = as_tensor(storage, "storage");
   const Pages g{view.data, layers, pages, page_tokens, head_dim, as_dtype(dtype), as_layout(layout)};
   const int64_t needed = total_bytes(g), has = view.count() * element_bytes(view.element);
@@ -31,7 +32,7 @@ std::shared_ptr<KvPool> make_pool(py::object storage, int64_t layers, int64_t pa
   HETSERVE_CHECK(reinterpret_cast<uintptr_t>(view.data) % 64 == 0, "storage: its address must be a multiple of 64");
   HETSERVE_CHECK(g.page_tokens % pack_width(g) == 0 && g.head_dim % pack_width(g) == 0, "page_tokens ", page_tokens, " and head_dim ", head_dim,
                  " must be multiples of ", pack_width(g), " in the packed layout");
-  return std::make_shared<KvPool>(KvPool{g, std::move(storage)});
+  return std::make_shared<KvPool>(KvPool{g, std::move(storage), call.device()});
 }
 
 // Asks the kernel for huge pages under the whole 4 KiB pages of a tensor's memory; true if it agreed. A hint: contents are kept.

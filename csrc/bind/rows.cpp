@@ -1,6 +1,8 @@
 // Norms, rope and silu_mul for Python: checks, then one call.
+#include "bind/dispatch.h"
 #include "bind/pool.h"
 #include "hetserve/check.h"
+#include "hetserve/isa.h"
 #include "hetserve/run.h"
 
 namespace hetserve::bind {
@@ -41,31 +43,31 @@ void add_residual(NormParams& p, const py::object& residual) {
 }
 
 void rms_norm(const py::object& x, const py::object& weight, const py::object& out, float eps) {
+  const Call call;
   const NormParams p = norm_params(x, weight, out, eps);
-  const py::gil_scoped_release release;
-  run_rms_norm(p);
+  dispatch(call, run_rms_norm, &DeviceOps::rms_norm, p);
 }
 
 void add_rms_norm(const py::object& x, const py::object& residual, const py::object& weight, const py::object& out, float eps) {
+  const Call call;
   NormParams p = norm_params(x, weight, out, eps);
   add_residual(p, residual);
-  const py::gil_scoped_release release;
-  run_rms_norm(p);
+  dispatch(call, run_rms_norm, &DeviceOps::rms_norm, p);
 }
 
 void layer_norm(const py::object& x, const py::object& weight, const py::object& bias, const py::object& out, float eps) {
+  const Call call;
   NormParams p = norm_params(x, weight, out, eps);
   p.bias = as_vector(bias, "bias", p.dim, p.dtype);
-  const py::gil_scoped_release release;
-  run_layer_norm(p);
+  dispatch(call, run_layer_norm, &DeviceOps::layer_norm, p);
 }
 
 void add_layer_norm(const py::object& x, const py::object& residual, const py::object& weight, const py::object& bias, const py::object& out, float eps) {
+  const Call call;
   NormParams p = norm_params(x, weight, out, eps);
   p.bias = as_vector(bias, "bias", p.dim, p.dtype);
   add_residual(p, residual);
-  const py::gil_scoped_release release;
-  run_layer_norm(p);
+  dispatch(call, run_layer_norm, &DeviceOps::layer_norm, p);
 }
 
 void check_positions(const View& positions, int64_t max_pos) {
@@ -76,6 +78,7 @@ void check_positions(const View& positions, int64_t max_pos) {
 }
 
 void rope(const py::object& q, const py::object& k, const py::object& positions, const py::object& cos_sin, int64_t head_dim) {
+  const Call call;
   const Rows queries = as_rows(q, "q", Use::write), keys = as_rows(k, "k", Use::write);
   const View at = as_int32(positions, "positions", 1), table = as_float32(cos_sin, "cos_sin", 3);
   HETSERVE_CHECK(table.shape[1] == 2 && table.shape[2] > 0, "cos_sin: expected [max_pos, 2, rot_dim / 2], got ", shape_text(table));
@@ -84,7 +87,7 @@ void rope(const py::object& q, const py::object& k, const py::object& positions,
   HETSERVE_CHECK(queries.columns % head_dim == 0 && keys.columns % head_dim == 0, "head_dim ", head_dim, ": q has ", queries.columns, " columns, k ",
                  keys.columns);
   HETSERVE_CHECK(queries.dtype == keys.dtype, "q is ", dtype_name(queries.dtype), ", k ", dtype_name(keys.dtype));
-  check_positions(at, table.shape[0]);
+  if (call.on_cpu()) check_positions(at, table.shape[0]);  // a device's are the caller's to check
   RopeParams p{};
   p.q = queries.data;
   p.k = keys.data;
@@ -98,18 +101,27 @@ void rope(const py::object& q, const py::object& k, const py::object& positions,
   p.q_stride = queries.stride;
   p.k_stride = keys.stride;
   p.dtype = queries.dtype;
-  const py::gil_scoped_release release;
-  run_rope(p);
+  dispatch(call, run_rope, &DeviceOps::rope, p);
 }
 
 void silu_mul(const py::object& gate_up, const py::object& out) {
+  const Call call;
   const Rows from = as_rows(gate_up, "gate_up", Use::read), to = as_rows(out, "out", Use::write);
   HETSERVE_CHECK(from.rows == to.rows && from.columns == 2 * to.columns, "gate_up [", from.rows, ", ", from.columns, "], out [", to.rows, ", ", to.columns,
                  "]: expected twice as many columns");
   HETSERVE_CHECK(from.dtype == to.dtype, "gate_up is ", dtype_name(from.dtype), ", out ", dtype_name(to.dtype));
   const SiluMulParams p{from.data, to.data, from.rows, to.columns, from.stride, to.stride, from.dtype};
-  const py::gil_scoped_release release;
-  run_silu_mul(p);
+  dispatch(call, run_silu_mul, &DeviceOps::silu_mul, p);
+}
+
+void argmax(const py::object& x, const py::object& out) {
+  const Call call;
+  const Rows from = as_rows(x, "x", Use::read);
+  const View to = as_int32(out, "out", 1);
+  HETSERVE_CHECK(to.shape[0] == from.rows && from.columns > 0 && from.columns <= INT32_MAX, "x [", from.rows, ", ", from.columns, "], out ", shape_text(to));
+  HETSERVE_CHECK(!call.on_cpu() || kernels().device != nullptr, "argmax: only for CUDA tensors");
+  const ArgmaxParams p{from.data, reinterpret_cast<int32_t*>(to.data), from.rows, from.columns, from.stride, from.dtype};
+  dispatch(call, run_argmax, &DeviceOps::argmax, p);
 }
 
 }  // namespace
@@ -120,6 +132,7 @@ void bind_rows(py::module_& module) {
   module.def("layer_norm", &layer_norm, py::arg("x"), py::arg("weight"), py::arg("bias"), py::arg("out"), py::arg("eps"));
   module.def("add_layer_norm", &add_layer_norm, py::arg("x"), py::arg("residual"), py::arg("weight"), py::arg("bias"), py::arg("out"), py::arg("eps"));
   module.def("rope", &rope, py::arg("q"), py::arg("k"), py::arg("positions"), py::arg("cos_sin"), py::arg("head_dim"));
+  module.def("argmax", &argmax, py::arg("x"), py::arg("out"));
   module.def("silu_mul", &silu_mul, py::arg("gate_up"), py::arg("out"));
 }
 

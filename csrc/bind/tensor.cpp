@@ -7,11 +7,16 @@
 
 #include "hetserve/check.h"
 #include "hetserve/cuda.h"
+#include "hetserve/isa.h"
 
 namespace hetserve::bind {
 namespace {
 
-const char* const kElementNames[] = {"float32", "bfloat16", "int32", "uint8"};
+const char* const kElementNames[] = {"float32", "bfloat16", "int32", "uint8", "float16"};
+
+thread_local Call* innermost = nullptr;
+
+std::string device_text(int device) { return device == kCpu ? "the CPU" : "cuda:" + std::to_string(device); }
 
 py::object attribute(const py::object& object, PyObject* name, const char* argument) {
   PyObject* value = PyObject_GetAttr(object.ptr(), name);
@@ -29,10 +34,10 @@ Element parse_element(const py::object& dtype, const char* argument) {
   std::string text = py::str(dtype);
   const size_t dot = text.rfind('.');  // torch.float32
   if (dot != std::string::npos) text = text.substr(dot + 1);
-  for (int i = 0; i < 4; ++i) {
+  for (int i = 0; i < 5; ++i) {
     if (text == kElementNames[i]) return static_cast<Element>(i);
   }
-  fail_check("known dtype", __FILE__, __LINE__, argument, ": expected float32, bfloat16, int32 or uint8, got ", std::string(py::str(dtype)));
+  fail_check("known dtype", __FILE__, __LINE__, argument, ": expected float32, bfloat16, float16, int32 or uint8, got ", std::string(py::str(dtype)));
 }
 
 // torch's dtype objects are immortal singletons: their addresses are remembered, under the GIL.
@@ -98,16 +103,26 @@ View from_buffer(const py::object& object, const char* argument) {
     view.stride[i] = info.strides[i] / info.itemsize;
   }
   check_sane(view, argument);
+  Call::add(kCpu, argument);
   return view;
 }
 
-View from_torch(const py::object& object, const char* argument) {
+// The index of the CUDA device that a tensor is on, or kCpu.
+int device_of(const py::object& object, const char* argument) {
   static PyObject* const is_cpu = name_of("is_cpu");
+  static PyObject* const is_cuda = name_of("is_cuda");
+  static PyObject* const get_device = name_of("get_device");
+  if (attribute(object, is_cpu, argument).ptr() == Py_True) return kCpu;
+  if (!cuda_built() || attribute(object, is_cuda, argument).ptr() != Py_True) refuse_device(argument);
+  return static_cast<int>(integer(call(object, get_device, argument).ptr(), argument));
+}
+
+View from_torch(const py::object& object, const char* argument) {
   static PyObject* const dtype = name_of("dtype");
   static PyObject* const shape = name_of("shape");
   static PyObject* const stride = name_of("stride");
   static PyObject* const data_ptr = name_of("data_ptr");
-  if (attribute(object, is_cpu, argument).ptr() != Py_True) refuse_device(argument);
+  Call::add(device_of(object, argument), argument);
   View view{};
   view.element = element_of(attribute(object, dtype, argument), argument);
   read_dims(attribute(object, shape, argument), argument, view.shape, &view.dims);
@@ -130,13 +145,40 @@ View as_indices(const py::object& object, const char* name, int dims, Element el
   return view;
 }
 
+DType activation_type(Element element, const char* name) {
+  if (element == Element::float32) return DType::float32;
+  if (element == Element::float16) return DType::float16;
+  HETSERVE_CHECK(element == Element::bfloat16, name, ": expected float32, bfloat16 or float16, got ", kElementNames[static_cast<int>(element)]);
+  return DType::bfloat16;
+}
+
 DType activation_type(const View& view, const char* name) {
-  HETSERVE_CHECK(view.element == Element::float32 || view.element == Element::bfloat16, name, ": expected float32 or bfloat16, got ",
-                 kElementNames[static_cast<int>(view.element)]);
-  return view.element == Element::float32 ? DType::float32 : DType::bfloat16;
+  if (view.element == Element::float16) Call::add_float16();
+  return activation_type(view.element, name);
 }
 
 }  // namespace
+
+Call::Call() : outer_(innermost) { innermost = this; }
+
+Call::~Call() { innermost = outer_; }
+
+void Call::check_cpu_types() const {
+  HETSERVE_CHECK(!float16_ || kernels().device != nullptr, "float16 is for CUDA tensors: kernels for the CPU have float32 and bfloat16");
+}
+
+void Call::add_float16() {
+  if (innermost != nullptr) innermost->float16_ = true;
+}
+
+void Call::add(int device, const char* argument) {
+  Call* call = innermost;
+  if (call == nullptr) return;
+  HETSERVE_CHECK(!call->any_ || call->device_ == device, argument, ": is on ", device_text(device), ", ", call->first_, " on ", device_text(call->device_));
+  if (!call->any_) call->first_ = argument;
+  call->any_ = true;
+  call->device_ = device;
+}
 
 int64_t View::count() const {
   int64_t n = 1;
@@ -154,7 +196,7 @@ bool View::contiguous() const {
 }
 
 int64_t element_bytes(Element element) {
-  constexpr int64_t bytes[] = {4, 2, 4, 1};
+  constexpr int64_t bytes[] = {4, 2, 4, 1, 2};
   return bytes[static_cast<int>(element)];
 }
 
@@ -206,12 +248,12 @@ const void* as_vector(const py::object& object, const char* name, int64_t dim, D
 }
 
 DType as_dtype(const py::object& object) {
-  const Element element = parse_element(object, "dtype");
-  HETSERVE_CHECK(element == Element::float32 || element == Element::bfloat16, "dtype: expected float32 or bfloat16, got ",
-                 kElementNames[static_cast<int>(element)]);
-  return element == Element::float32 ? DType::float32 : DType::bfloat16;
+  return activation_type(parse_element(object, "dtype"), "dtype");
 }
 
-const char* dtype_name(DType dtype) { return dtype == DType::float32 ? "float32" : "bfloat16"; }
+const char* dtype_name(DType dtype) {
+  constexpr Element elements[] = {Element::float32, Element::bfloat16, Element::float16};
+  return kElementNames[static_cast<int>(elements[static_cast<int>(dtype)])];
+}
 
 }  // namespace hetserve::bind

@@ -13,7 +13,35 @@ namespace hetserve::bind {
 
 namespace py = pybind11;
 
-enum class Element : int32_t { float32, bfloat16, int32, uint8 };
+enum class Element : int32_t { float32, bfloat16, int32, uint8, float16 };
+
+constexpr int kCpu = -1;
+
+// The tensors of one call: all on the CPU, or all on one CUDA device. Made first in every function that takes tensors; whatever reads a tensor adds its
+// device to the innermost Call of the thread, which refuses a mixture.
+class Call {
+ public:
+  Call();
+  ~Call();
+  Call(const Call&) = delete;
+  Call& operator=(const Call&) = delete;
+
+  int device() const { return device_; }
+  bool on_cpu() const { return device_ == kCpu; }
+
+  // Throws for float16 on the CPU, which has no kernels for it (those of a device, run on the CPU by tests, do).
+  void check_cpu_types() const;
+
+  static void add(int device, const char* argument);
+  static void add_float16();
+
+ private:
+  Call* outer_;
+  int device_ = kCpu;
+  bool any_ = false;
+  bool float16_ = false;
+  const char* first_ = "";
+};
 
 constexpr int kMaxDims = 6;
 
@@ -38,7 +66,7 @@ View as_tensor(const py::object& object, const char* name);
 View as_int32(const py::object& object, const char* name, int dims);
 View as_float32(const py::object& object, const char* name, int dims);
 
-// T [rows, columns] of float32 or bfloat16, columns contiguous, rows any distance apart.
+// T [rows, columns] of float32, bfloat16 or, on a device, float16, columns contiguous, rows any distance apart.
 struct Rows {
   uint8_t* data;
   int64_t rows;
@@ -68,7 +96,7 @@ Heads as_heads(const py::object& object, const char* name, Use use);
 // T [dim], contiguous, of that type.
 const void* as_vector(const py::object& object, const char* name, int64_t dim, DType dtype);
 
-// "float32" or "bfloat16", as text or as a torch dtype.
+// "float32", "bfloat16" or "float16", as text or as a torch dtype.
 DType as_dtype(const py::object& object);
 const char* dtype_name(DType dtype);
 

@@ -3,8 +3,10 @@
 
 namespace hetserve {
 
+extern const Kernels cuda_emulated_kernels;
+
 const std::vector<Isa>& isas() {
-  static const std::vector<Isa> table = {{&ref_kernels, [] { return true; }}};
+  static const std::vector<Isa> table = {{&ref_kernels, [] { return true; }}, {&cuda_emulated_kernels, [] { return true; }, true}};
   return table;
 }
 

@@ -7,7 +7,7 @@
 
 namespace hetserve {
 
-extern const Kernels avx2_kernels, avx512_kernels, avx512bf16_kernels, amx_kernels, amx_emulated_kernels;
+extern const Kernels avx2_kernels, avx512_kernels, avx512bf16_kernels, amx_kernels, amx_emulated_kernels, cuda_emulated_kernels;
 bool amx_tiles_work();
 
 namespace {
@@ -37,6 +37,7 @@ bool has_avx512bf16_and_amx() { return has_avx512bf16() && has_amx(); }
 const std::vector<Isa>& isas() {
   static const std::vector<Isa> table = {
       {&ref_kernels, [] { return true; }},
+      {&cuda_emulated_kernels, [] { return true; }, true},
       {&amx_emulated_kernels, has_avx512bf16, true},
       {&avx2_kernels, has_avx2},
       {&avx512_kernels, has_avx512},

@@ -3,11 +3,20 @@
 #include "hetserve/cuda.h"
 
 namespace hetserve {
+namespace {
+
+constexpr const char* kNone = "this build of hetserve has no CUDA kernels";
+
+}  // namespace
 
 bool cuda_built() { return false; }
 
-void refuse_device(const char* argument) {
-  fail_check("is_cpu", __FILE__, __LINE__, argument, ": expected a CPU tensor; this build of hetserve has no CUDA kernels");
-}
+const DeviceOps& cuda_ops() { fail_check("cuda_built()", __FILE__, __LINE__, kNone); }
+
+int cuda_use_device(int) { fail_check("cuda_built()", __FILE__, __LINE__, kNone); }
+
+int cuda_blocks(int) { fail_check("cuda_built()", __FILE__, __LINE__, kNone); }
+
+void refuse_device(const char* argument) { fail_check("is_cpu", __FILE__, __LINE__, argument, ": expected a CPU tensor; ", kNone); }
 
 }  // namespace hetserve

@@ -6,16 +6,24 @@ from collections.abc import Iterator
 
 import pytest
 import torch
+from on_device import use_device
 
 from hetserve import _C
 
 # amx-emulated is the AMX kernel with its tiles in memory: what can be tested of it without AMX.
-ISAS = ("ref", "avx2", "avx512", "avx512bf16", "amx-emulated", "amx")
+# cuda-emulated is csrc/cuda with its threads as fibers; cuda is the same kernels on a GPU.
+ISAS = ("ref", "avx2", "avx512", "avx512bf16", "amx-emulated", "amx", "cuda-emulated", "cuda")
 
 
 @pytest.fixture(params=ISAS)
-def isa(request: pytest.FixtureRequest) -> Iterator[str]:
-    """Forces one instruction set for the test."""
+def isa(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """Forces one instruction set for the test, or puts its calls on a GPU."""
+    if request.param == "cuda":
+        if not (_C.info()["cuda"] and torch.cuda.is_available()):
+            pytest.skip("no GPU, or a build without CUDA kernels")
+        use_device(monkeypatch, "cuda")
+        yield "cuda"
+        return
     before = _C.info()["isa"]
     try:
         _C.use_isa(request.param)

@@ -91,6 +91,6 @@ def attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, first_length: int,
 def tolerance(dtype: torch.dtype) -> float:
     """Of attention, as a share of the weighted sum of |v|.
 
-    bfloat16: weights rounded to bfloat16 (2^-8) and the result rounded (2^-8), and a tenth more for sums and exp.
+    bfloat16: weights rounded to bfloat16 (2^-8) and the result rounded (2^-8), and a tenth more for sums and exp. float16: 2^-11 likewise.
     """
-    return 1e-5 if dtype == torch.float32 else 2.2 * 2**-8
+    return {torch.float32: 1e-5, torch.bfloat16: 2.2 * 2**-8, torch.float16: 2.2 * 2**-11}[dtype]

@@ -1,11 +1,22 @@
 // What the CUDA side offers to bind. A build without CUDA links no_cuda.cpp instead: another file, never an #ifdef at a call site.
 #pragma once
 
+#include "hetserve/device_ops.h"
+
 namespace hetserve {
 
 bool cuda_built();
 
-// Called for a tensor that is not on the CPU when a CPU tensor was expected; throws std::invalid_argument.
+// Throws std::invalid_argument where there are none.
+const DeviceOps& cuda_ops();
+
+// Makes that device the calling thread's; returns the one before.
+int cuda_use_device(int device);
+
+// So many blocks of a kernel for attention can run at once on that device.
+int cuda_blocks(int device);
+
+// Called for a tensor that is neither on the CPU nor on a CUDA device that this build can use; throws std::invalid_argument.
 [[noreturn]] void refuse_device(const char* argument);
 
 }  // namespace hetserve

@@ -4,6 +4,7 @@
 
 #include <cstdint>
 
+#include "hetserve/device_ops.h"
 #include "hetserve/params.h"
 
 namespace hetserve {
@@ -22,6 +23,7 @@ struct Kernels {
   void (*silu_mul)(const SiluMulParams&, int64_t begin, int64_t end);
   void (*linear)(const LinearParams&, int64_t begin, int64_t end);
   int64_t linear_rows;
+  const DeviceOps* device = nullptr;  // where set, it runs every op it has, whole, on the caller's memory: csrc/cuda on fibers, for tests
 };
 
 // Scratch of one thread for one attention task, in floats; enough for every ISA.

@@ -24,25 +24,25 @@ struct Pages {
 };
 
 // Bytes of K (or of V) of one page in one layer.
-static inline int64_t half_page_bytes(const Pages& p) { return p.page_tokens * p.head_dim * dtype_bytes(p.dtype); }
+static constexpr int64_t half_page_bytes(const Pages& p) { return p.page_tokens * p.head_dim * dtype_bytes(p.dtype); }
 
-static inline uint8_t* k_page(const Pages& p, int64_t layer, int64_t page) {
+static constexpr uint8_t* k_page(const Pages& p, int64_t layer, int64_t page) {
   return p.data + (layer * p.pages + page) * 2 * half_page_bytes(p);
 }
 
-static inline uint8_t* v_page(const Pages& p, int64_t layer, int64_t page) { return k_page(p, layer, page) + half_page_bytes(p); }
+static constexpr uint8_t* v_page(const Pages& p, int64_t layer, int64_t page) { return k_page(p, layer, page) + half_page_bytes(p); }
 
-static inline int64_t pack_width(const Pages& p) { return p.layout == Layout::plain ? 1 : 4 / dtype_bytes(p.dtype); }
+static constexpr int64_t pack_width(const Pages& p) { return p.layout == Layout::plain ? 1 : 4 / dtype_bytes(p.dtype); }
 
 // Element index of (token, dim) inside the K half of a page.
-static inline int64_t k_index(const Pages& p, int64_t token, int64_t dim) {
+static constexpr int64_t k_index(const Pages& p, int64_t token, int64_t dim) {
   if (p.layout == Layout::plain) return token * p.head_dim + dim;
   const int64_t w = pack_width(p);
   return (dim / w) * p.page_tokens * w + token * w + dim % w;
 }
 
 // Element index of (token, dim) inside the V half of a page.
-static inline int64_t v_index(const Pages& p, int64_t token, int64_t dim) {
+static constexpr int64_t v_index(const Pages& p, int64_t token, int64_t dim) {
   if (p.layout == Layout::plain) return token * p.head_dim + dim;
   const int64_t w = pack_width(p);
   return (token / w) * p.head_dim * w + dim * w + token % w;

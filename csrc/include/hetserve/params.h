@@ -142,6 +142,16 @@ struct RopeParams {
   DType dtype;
 };
 
+// out = index of the largest element of each row, the lowest of several; a NaN is larger than any number.
+struct ArgmaxParams {
+  const void* x;  // T [rows, n], row stride x_stride
+  int32_t* out;   // [rows]
+  int64_t rows;
+  int64_t n;
+  int64_t x_stride;
+  DType dtype;
+};
+
 // Columns and pairs of inputs that lie together in a weight made ready for LinearParams.
 constexpr int64_t kLinearColumns = 64;
 constexpr int64_t kLinearPairs = 16;

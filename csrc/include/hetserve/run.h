@@ -20,4 +20,7 @@ void run_rope(const RopeParams& p);
 void run_silu_mul(const SiluMulParams& p);
 void run_linear(const LinearParams& p);
 
+// Devices only; a CPU has libraries for it.
+void run_argmax(const ArgmaxParams& p);
+
 }  // namespace hetserve

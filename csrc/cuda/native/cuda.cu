@@ -1,0 +1,40 @@
+// The CUDA side of a build with CUDA.
+#include "hetserve/cuda.h"
+
+#include "cuda/ops.h"
+#include "device.cuh"
+#include "hetserve/check.h"
+
+namespace hetserve {
+
+namespace cuda {
+
+extern const DeviceOps ops;
+
+void copy(void* to, const void* from, int64_t bytes, Stream stream) {
+  check(cudaMemcpyAsync(to, from, static_cast<size_t>(bytes), cudaMemcpyDefault, static_cast<cudaStream_t>(stream)), "a copy to or from the device");
+}
+
+}  // namespace cuda
+
+bool cuda_built() { return true; }
+
+const DeviceOps& cuda_ops() { return cuda::ops; }
+
+int cuda_use_device(int device) {
+  int before = 0;
+  cuda::check(cudaGetDevice(&before), "the current device");
+  if (before != device) cuda::check(cudaSetDevice(device), "a device of this number");
+  return before;
+}
+
+int cuda_blocks(int device) {
+  constexpr int kBlocksPerProcessor = 2;
+  const int before = cuda_use_device(device), processors = cuda::chip().processors;
+  cuda_use_device(before);
+  return kBlocksPerProcessor * processors;
+}
+
+void refuse_device(const char* argument) { fail_check("is_cpu or is_cuda", __FILE__, __LINE__, argument, ": expected a CPU or CUDA tensor"); }
+
+}  // namespace hetserve

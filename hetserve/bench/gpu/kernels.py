@@ -1,0 +1,275 @@
+"""python -m hetserve.bench.gpu.kernels decode|prefill|pages|rows FILE: kernels beside the bandwidth that this GPU has now, and beside torch's own.
+
+Times are medians over rounds of CUDA events, every contestant once a round. The copy of a large tensor, in the same rounds, is the measure of
+bandwidth: 2 bytes moved for each byte copied. Results that a kernel got wrong are not timed.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import statistics
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.nn import functional
+
+from hetserve import _C, machine
+
+PAGE_TOKENS = 16
+HEAD_DIM = 128
+ROUNDS, WARM_UP = 7, 2
+COPY_BYTES = 2 << 30
+MOST_KV_BYTES = 24 << 30
+CHECKED = 4  # sequences compared with torch
+TOLERANCE = 2.5 * 2**-8  # bfloat16: weights and result rounded
+
+BATCHES = (1, 8, 64, 256)
+LENGTHS = (512, 4096, 32768)
+HEADS = ((32, 32), (64, 8), (8, 1))  # query, KV
+Run = Callable[[], object]
+
+
+def main() -> int:
+    kind, path = sys.argv[1], Path(sys.argv[2])
+    result: dict[str, Any] = {
+        "bench": f"gpu {kind}",
+        "label": "measured",
+        "machine": machine.describe(),
+        "gpu": torch.cuda.get_device_name(),
+        "rows": [],
+    }
+    for row in {"decode": decode, "prefill": prefill, "pages": pages, "rows": rows}[kind]():
+        result["rows"].append(row)
+        print(" ".join(f"{name} {value:.4g}" if isinstance(value, float) else f"{name} {value}" for name, value in row.items()), flush=True)
+        path.write_text(json.dumps(result, indent=1) + "\n")
+    return 0 if all(row.get("right", True) for row in result["rows"]) else 1
+
+
+def timed(contestants: Mapping[str, Run], repeats: int = 10) -> dict[str, float]:
+    """Seconds a call of each, the median of ROUNDS rounds in which they take turns."""
+    found: dict[str, list[float]] = {name: [] for name in contestants}
+    for number in range(WARM_UP + ROUNDS):
+        for name, call in contestants.items():
+            begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+            begin.record()
+            for _ in range(repeats):
+                call()
+            end.record()
+            end.synchronize()
+            if number >= WARM_UP:
+                found[name].append(begin.elapsed_time(end) * 1e-3 / repeats)
+    return {name: statistics.median(times) for name, times in found.items()}
+
+
+def copying() -> tuple[Run, int]:
+    """A large copy, and the bytes that it moves."""
+    source = torch.empty(COPY_BYTES, dtype=torch.uint8, device="cuda")
+    target = torch.empty_like(source)
+    return lambda: target.copy_(source), 2 * COPY_BYTES
+
+
+class Cache:
+    """`batch` sequences of `length` tokens in a pool of one layer; the pages of each head follow one another, or are scattered."""
+
+    def __init__(self, batch: int, length: int, q_heads: int, kv_heads: int, scattered: bool, rows: int = 1) -> None:
+        pages = math.ceil(length / PAGE_TOKENS)
+        self.batch, self.length, self.q_heads, self.kv_heads, self.rows = batch, length, q_heads, kv_heads, rows
+        self.total = batch * kv_heads * pages
+        self.memory = torch.empty(2 * self.total * PAGE_TOKENS * HEAD_DIM, dtype=torch.bfloat16, device="cuda").normal_()
+        self.pool = _C.KvPool(self.memory, 1, self.total, PAGE_TOKENS, HEAD_DIM, "bfloat16", "plain")
+        order = torch.randperm(self.total) if scattered else torch.arange(self.total)
+        self.page_ids = order.to(torch.int32)
+        self.items = [
+            (sequence * rows, rows, head, (sequence * kv_heads + head) * pages, length, 0) for sequence in range(batch) for head in range(kv_heads)
+        ]
+        self.q = torch.randn(batch * rows, q_heads * HEAD_DIM, device="cuda").bfloat16()
+        self.out = torch.empty_like(self.q)
+
+    @property
+    def kv_bytes(self) -> int:
+        return 2 * self.batch * self.kv_heads * self.length * HEAD_DIM * 2
+
+    def plan(self, items: list[tuple[int, ...]]) -> Any:
+        group = self.q_heads // self.kv_heads
+        most = (len(items), len(items) * self.rows, len(self.page_ids))
+        device_bytes, host_bytes = _C.DeviceAttentionPlan.bytes(self.pool, group, *most)
+        memory = torch.empty(device_bytes, dtype=torch.uint8, device="cuda")
+        staging = torch.empty(host_bytes, dtype=torch.uint8, pin_memory=True)
+        plan = _C.DeviceAttentionPlan(self.pool, self.q_heads, group, *most, memory, staging)
+        plan.set(torch.tensor(items, dtype=torch.int32), self.page_ids, len(self.q))
+        torch.cuda.synchronize()
+        return plan
+
+    def run(self, plan: Any) -> Run:
+        return lambda: _C.attention(plan, 0, self.q, self.out, HEAD_DIM**-0.5)
+
+    def dense(self, sequences: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Keys and values of the first sequences, [sequences, kv_heads, length, head_dim] each."""
+        pages = math.ceil(self.length / PAGE_TOKENS)
+        chosen = self.page_ids[: sequences * self.kv_heads * pages].long().cuda()
+        kv = self.memory.view(self.total, 2, PAGE_TOKENS, HEAD_DIM)[chosen]
+        kv = kv.view(sequences, self.kv_heads, pages, 2, PAGE_TOKENS, HEAD_DIM).transpose(2, 3).flatten(3, 4)[:, :, :, : self.length]
+        return kv[:, :, 0].contiguous(), kv[:, :, 1].contiguous()
+
+    def queries(self, sequences: int) -> torch.Tensor:
+        """[sequences, q_heads, rows, head_dim]"""
+        return self.q[: sequences * self.rows].view(sequences, self.rows, self.q_heads, HEAD_DIM).transpose(1, 2).contiguous()
+
+    def error(self) -> float:
+        """The largest error, as a share of the values' own size, of the first sequences."""
+        sequences = min(CHECKED, self.batch)
+        k, v = self.dense(sequences)
+        want = attend(self.queries(sequences).float(), k.float(), v.float(), self.rows)
+        size = attend(self.queries(sequences).float(), k.float(), v.float().abs(), self.rows)
+        got = self.out[: sequences * self.rows].view(sequences, self.rows, self.q_heads, HEAD_DIM).transpose(1, 2).float()
+        return float(((got - want).abs() / size).max())
+
+
+def attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, rows: int) -> torch.Tensor:
+    """Attention in float32, written out: torch's own kernels may round differently. Causal for the last `rows` tokens."""
+    k, v = (x.repeat_interleave(q.shape[1] // x.shape[1], 1) for x in (k, v))
+    scores = q @ k.transpose(-1, -2) * HEAD_DIM**-0.5
+    hidden = torch.arange(k.shape[2], device=k.device)[None] > torch.arange(rows, device=k.device)[:, None] + k.shape[2] - rows
+    return scores.masked_fill(hidden, -math.inf).softmax(-1) @ v
+
+
+def sdpa(cache: Cache, causal: bool) -> Run | None:
+    """torch's own attention on dense copies of the same cache, where there is room for them."""
+    if 3 * cache.kv_bytes > torch.cuda.mem_get_info()[0]:
+        return None
+    (k, v), q = cache.dense(cache.batch), cache.queries(cache.batch)
+    return lambda: functional.scaled_dot_product_attention(q, k, v, is_causal=causal, enable_gqa=cache.q_heads != cache.kv_heads)
+
+
+def flashinfer(cache: Cache) -> Run | None:
+    """FlashInfer's paged decode on pages of the same size, where it is installed. Its pages hold all heads."""
+    try:
+        from flashinfer import BatchDecodeWithPagedKVCacheWrapper
+    except ImportError:
+        return None
+    if cache.length % PAGE_TOKENS or 2 * cache.kv_bytes > torch.cuda.mem_get_info()[0]:
+        return None
+    pages = cache.length // PAGE_TOKENS
+    kv = torch.randn(cache.batch * pages, 2, PAGE_TOKENS, cache.kv_heads, HEAD_DIM, device="cuda", dtype=torch.bfloat16)
+    wrapper = BatchDecodeWithPagedKVCacheWrapper(torch.empty(256 << 20, dtype=torch.uint8, device="cuda"), "NHD")
+    ends = torch.arange(cache.batch + 1, dtype=torch.int32, device="cuda") * pages
+    last = torch.full((cache.batch,), PAGE_TOKENS, dtype=torch.int32, device="cuda")
+    ids = torch.randperm(cache.batch * pages, device="cuda").int()
+    wrapper.plan(ends, ids, last, cache.q_heads, cache.kv_heads, HEAD_DIM, PAGE_TOKENS, q_data_type=torch.bfloat16, kv_data_type=torch.bfloat16)
+    q = cache.q.view(cache.batch, cache.q_heads, HEAD_DIM)
+    return lambda: wrapper.run(q, kv)
+
+
+def decode() -> Iterator[dict[str, Any]]:
+    """Bytes of KV read a second, and their share of the copy's bandwidth."""
+    copy, copy_bytes = copying()
+    for q_heads, kv_heads in HEADS:
+        for length in LENGTHS:
+            for batch in BATCHES:
+                if 2 * batch * kv_heads * length * HEAD_DIM * 2 > MOST_KV_BYTES:
+                    continue
+                for scattered in (False, True):
+                    yield decode_row(Cache(batch, length, q_heads, kv_heads, scattered), scattered, copy, copy_bytes)
+                    torch.cuda.empty_cache()
+
+
+def decode_row(cache: Cache, scattered: bool, copy: Run, copy_bytes: int) -> dict[str, Any]:
+    whole = cache.plan(cache.items)
+    row: dict[str, Any] = {"batch": cache.batch, "length": cache.length, "q_heads": cache.q_heads, "kv_heads": cache.kv_heads}
+    row |= {"pages": "scattered" if scattered else "in order", "kv_bytes": cache.kv_bytes}
+    cache.run(whole)()
+    row["error"] = cache.error()
+    row["right"] = row["error"] <= TOLERANCE
+    if not row["right"]:
+        return row
+    contestants: dict[str, Run] = {"copy": copy, "ours": cache.run(whole)}
+    if cache.kv_heads > 1:  # every second KV head of every sequence: what an attention worker holds
+        contestants["half the heads"] = cache.run(cache.plan(cache.items[::2]))
+    if not scattered:
+        contestants |= {name: call for name, call in (("torch", sdpa(cache, False)), ("flashinfer", flashinfer(cache))) if call}
+    times = timed(contestants)
+    bandwidth = copy_bytes / times["copy"]
+    row |= {"copy_gbs": bandwidth * 1e-9, "floor_s": cache.kv_bytes / bandwidth, "flops": 4 * cache.batch * cache.q_heads * cache.length * HEAD_DIM}
+    for name, seconds in times.items():
+        if name != "copy":
+            row[f"{name}_s"] = seconds
+    row["gbs"] = cache.kv_bytes / times["ours"] * 1e-9
+    row["share_of_copy"] = cache.kv_bytes / times["ours"] / bandwidth
+    if "half the heads" in times:
+        row["half_share_of_copy"] = cache.kv_bytes / 2 / times["half the heads"] / bandwidth
+    return row
+
+
+def prefill() -> Iterator[dict[str, Any]]:
+    """Prompt chunks over their context: TFLOP/s, beside torch's."""
+    for q_heads, kv_heads in ((32, 32), (64, 8)):
+        for rows_, length in ((2048, 2048), (2048, 8192)):
+            cache = Cache(2, length, q_heads, kv_heads, scattered=True, rows=rows_)
+            plan = cache.plan(cache.items)
+            cache.run(plan)()
+            error = cache.error()
+            row = {"rows": rows_, "length": length, "q_heads": q_heads, "kv_heads": kv_heads, "error": error, "right": error <= TOLERANCE}
+            if row["right"]:
+                contestants = {"ours": cache.run(plan)}
+                if rows_ == length and (call := sdpa(cache, True)):
+                    contestants["torch"] = call
+                flops = 4 * cache.batch * q_heads * HEAD_DIM * sum(length - rows_ + 1 + i for i in range(rows_))
+                row |= {f"{name}_tflops": flops / seconds * 1e-12 for name, seconds in timed(contestants, 3).items()}
+            yield row
+            torch.cuda.empty_cache()
+
+
+def pages() -> Iterator[dict[str, Any]]:
+    """Moves of scattered pages of 8 layers: bytes read and written a second, as a share of the copy's; and to pinned memory."""
+    copy, copy_bytes = copying()
+    layers, held, moved = 8, 8192, 4096
+    memories = [torch.empty(layers * held * 2 * PAGE_TOKENS * HEAD_DIM, dtype=torch.bfloat16, device="cuda").normal_() for _ in range(2)]
+    source, target = (_C.KvPool(memory, layers, held, PAGE_TOKENS, HEAD_DIM, "bfloat16", "plain") for memory in memories)
+    chosen = [torch.randperm(held, device="cuda")[:moved].int() for _ in range(2)]
+    buffer = torch.empty(moved, layers, 2, PAGE_TOKENS, HEAD_DIM, dtype=torch.bfloat16, device="cuda")
+    pinned = torch.empty(buffer.shape, dtype=torch.bfloat16, pin_memory=True)
+    size = 2 * buffer.numel() * 2  # bytes read and written
+    contestants: dict[str, Run] = {
+        "copy": copy,
+        "page_copy": lambda: _C.page_copy(source, chosen[0], target, chosen[1], 0, layers),
+        "page_gather": lambda: _C.page_gather(source, chosen[0], 0, layers, buffer),
+        "page_scatter": lambda: _C.page_scatter(target, chosen[1], 0, layers, buffer),
+        "to pinned memory": lambda: pinned.copy_(buffer, non_blocking=True),
+    }
+    contestants["page_copy"]()
+    views = [memory.view(layers, held, -1) for memory in memories]
+    right = bool(views[0][:, chosen[0].long()].equal(views[1][:, chosen[1].long()]))
+    times = timed(contestants, 3)
+    bandwidth = copy_bytes / times["copy"]
+    for name, seconds in times.items():
+        gbs = (size / 2 if "pinned" in name else copy_bytes if name == "copy" else size) / seconds
+        yield {"what": name, "gbs": gbs * 1e-9, "share_of_copy": gbs / bandwidth, "right": right}
+
+
+def rows() -> Iterator[dict[str, Any]]:
+    """The small ops of a step of 64 and of 4,096 rows of an 8-billion-parameter model: time beside that of their bytes at the copy's bandwidth."""
+    copy, copy_bytes = copying()
+    for n in (64, 4096):
+        x, residual, out = (torch.randn(n, 4096, device="cuda").bfloat16() for _ in range(3))
+        weight, gate_up, inner = torch.ones(4096, device="cuda").bfloat16(), torch.randn(n, 28672, device="cuda").bfloat16(), out.new_empty(n, 14336)
+        q, k = torch.randn(n, 32 * 128, device="cuda").bfloat16(), torch.randn(n, 8 * 128, device="cuda").bfloat16()
+        cos_sin, positions = torch.randn(8192, 2, 64, device="cuda"), torch.arange(n, device="cuda").int()
+        logits, tokens = torch.randn(min(n, 256), 128_256, device="cuda").bfloat16(), torch.empty(min(n, 256), dtype=torch.int32, device="cuda")
+        calls: dict[str, tuple[Run, int]] = {
+            "add_rms_norm": (partial(_C.add_rms_norm, x, residual, weight, out, 1e-5), 4 * x.nbytes),
+            "silu_mul": (partial(_C.silu_mul, gate_up, inner), gate_up.nbytes + inner.nbytes),
+            "rope": (partial(_C.rope, q, k, positions, cos_sin, 128), 2 * (q.nbytes + k.nbytes)),
+            "argmax": (partial(_C.argmax, logits, tokens), logits.nbytes),
+        }
+        times = timed({"copy": copy, **{name: call for name, (call, _) in calls.items()}})
+        for name, (_, size) in calls.items():
+            yield {"what": name, "rows": n, "us": times[name] * 1e6, "floor_us": size / (copy_bytes / times["copy"]) * 1e6}
+
+
+if __name__ == "__main__":
+    sys.exit(main())
