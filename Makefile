@@ -56,17 +56,17 @@ RESULT_DIR         ?= results/gpu/$(shell date +%Y%m%d)
 
 cuda-all: $(VENV)/.installed
 	cmake -S . -B build/cuda-all -DCMAKE_BUILD_TYPE=Release -DHETSERVE_CUDA=on "-DHETSERVE_CUDA_ARCHITECTURES=$(CUDA_ARCHITECTURES)" \
-	    -DHETSERVE_CUDA_FLAGS=-Xptxas=-v -DPython_EXECUTABLE=$(abspath $(PY)) -DPYBIND11_FINDPYTHON=ON \
+	    -DHETSERVE_CUDA_STRICT=ON -DHETSERVE_CUDA_FLAGS=-Xptxas=-v -DPython_EXECUTABLE=$(abspath $(PY)) -DPYBIND11_FINDPYTHON=ON \
 	    "-Dpybind11_DIR=$$($(PY) -m pybind11 --cmakedir)" >/dev/null
 	cmake --build build/cuda-all --clean-first --target cuda_kernels cuda_tensor_kernels --parallel >build/cuda-all/log.txt 2>&1 || \
 	    { cat build/cuda-all/log.txt; exit 1; }
 	$(PY) -m hetserve.bench.gpu.registers build/cuda-all/log.txt $(ARGS)
 
 gpu-check:
-	PYTHONPATH=. $(if $(wildcard $(PY)),$(PY),python3) -m hetserve.bench.gpu $(RESULT_DIR)
+	PYTHONPATH=.$${PYTHONPATH:+:$$PYTHONPATH} $(if $(wildcard $(PY)),$(PY),python3) -m hetserve.bench.gpu $(RESULT_DIR)
 
 gpu-sanitize:
-	PYTHONPATH=. compute-sanitizer --tool $(TOOL) --error-exitcode 1 $(if $(wildcard $(PY)),$(PY),python3) -m pytest -q -k "cuda and not emulated" tests/ops
+	PYTHONPATH=.$${PYTHONPATH:+:$$PYTHONPATH} PYTORCH_NO_CUDA_MEMORY_CACHING=1 HETSERVE_TEST_GPU=required compute-sanitizer --tool $(TOOL) --error-exitcode 1 $(if $(wildcard $(PY)),$(PY),python3) -m pytest -q -k "cuda and not emulated" tests/ops
 
 $(VENV)/bin/python:
 	@test -n "$(PYTHON)" || { echo "error: Python 3.11 or newer was not found"; echo "hint: make PYTHON=/path/to/python3.11"; exit 1; }

@@ -127,6 +127,9 @@ class DeviceAttentionPlan:
         q_heads_total, group: as for AttentionPlan.
         items, item_rows, pages: the most that a step may have: items, rows of all items together, page ids.
         memory: uint8 [n] on the device; staging: uint8 [n] on the CPU, best pinned; `bytes` says how many each needs.
+
+    A captured graph keeps the q and out of its capture: no later step may have more rows. Run the step once before capturing it: a first launch
+    loads its kernels. One stream at a time may run a plan.
     """
 
     def __init__(

@@ -15,6 +15,7 @@ namespace {
 
 constexpr int64_t kAlign = 256;
 constexpr int kEmulatedBlocks = 4;
+constexpr int64_t kMaxHeadDim = 256;  // of the kernels
 
 // Byte offsets in both memories; the partial results are the device's alone.
 struct Arrays {
@@ -48,7 +49,7 @@ struct DeviceAttentionPlan {
   py::object memory, staging;  // keep the memory alive
   uint8_t* device;
   uint8_t* host;
-  int64_t rows = 0;
+  int64_t rows = -1;  // of the step that it is set to; -1: none yet
 };
 
 int blocks_of(int device) { return device == kCpu ? kEmulatedBlocks : cuda_blocks(device); }
@@ -79,6 +80,7 @@ std::unique_ptr<DeviceAttentionPlan> make_plan(std::shared_ptr<KvPool> pool, int
                                                int64_t pages, py::object memory, py::object staging) {
   HETSERVE_CHECK(pool->device != kCpu || kernels().device != nullptr, "pool: is on the CPU: its steps are an AttentionPlan's");
   HETSERVE_CHECK(group >= 1 && q_heads_total >= group && q_heads_total % group == 0, "q_heads_total ", q_heads_total, ", group ", group);
+  HETSERVE_CHECK(pool->pages.head_dim <= kMaxHeadDim, "head_dim ", pool->pages.head_dim, ": at most ", kMaxHeadDim, " on a device");
   HETSERVE_CHECK(pages > 0 && pages <= INT32_MAX, "pages ", pages);
   auto plan = std::make_unique<DeviceAttentionPlan>();
   plan->q_heads = q_heads_total;
@@ -142,6 +144,7 @@ void attention(DeviceAttentionPlan& plan, int64_t layer, const py::object& q, co
   const Call call;
   Call::add(plan.pool->device, "plan");
   check_layer(*plan.pool, layer);
+  HETSERVE_CHECK(plan.rows >= 0, "plan: is not set to a step yet");
   HETSERVE_CHECK(window >= 0, "window ", window, ": expected 0 (none) or a number of tokens");
   const Rows from = as_rows(q, "q", Use::read), to = as_rows(out, "out", Use::write);
   const int64_t columns = plan.q_heads * plan.pool->pages.head_dim;

@@ -1,6 +1,8 @@
 // Where torch's current stream comes from.
 #include "bind/dispatch.h"
 
+#include <exception>
+
 #include "hetserve/cuda.h"
 
 namespace hetserve::bind {
@@ -17,6 +19,11 @@ Stream current_stream(int device) {
 
 OnDevice::OnDevice(int device) : ops(cuda_ops()), stream(current_stream(device)), before_(cuda_use_device(device)) {}
 
-OnDevice::~OnDevice() { cuda_use_device(before_); }
+OnDevice::~OnDevice() {
+  try {
+    cuda_use_device(before_);
+  } catch (const std::exception&) {  // a device that has failed; whoever uses it next is told
+  }
+}
 
 }  // namespace hetserve::bind

@@ -26,6 +26,8 @@ std::shared_ptr<KvPool> make_pool(py::object storage, int64_t layers, int64_t pa
   const Call call;
   const View view = as_tensor(storage, "storage");
   const Pages g{view.data, layers, pages, page_tokens, head_dim, as_dtype(dtype), as_layout(layout)};
+  if (g.dtype == DType::float16) Call::add_float16();
+  if (call.on_cpu()) call.check_cpu_types();
   const int64_t needed = total_bytes(g), has = view.count() * element_bytes(view.element);
   HETSERVE_CHECK(view.contiguous(), "storage: must be contiguous, shape ", shape_text(view));
   HETSERVE_CHECK(has >= needed, "storage: has ", has, " bytes, the pool needs ", needed);

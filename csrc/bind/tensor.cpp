@@ -113,7 +113,8 @@ int device_of(const py::object& object, const char* argument) {
   static PyObject* const is_cuda = name_of("is_cuda");
   static PyObject* const get_device = name_of("get_device");
   if (attribute(object, is_cpu, argument).ptr() == Py_True) return kCpu;
-  if (!cuda_built() || attribute(object, is_cuda, argument).ptr() != Py_True) refuse_device(argument);
+  if (!cuda_built()) fail_check("is_cpu", __FILE__, __LINE__, argument, ": expected a CPU tensor; this build of hetserve has no CUDA kernels");
+  HETSERVE_CHECK(attribute(object, is_cuda, argument).ptr() == Py_True, argument, ": expected a CPU or CUDA tensor");
   return static_cast<int>(integer(call(object, get_device, argument).ptr(), argument));
 }
 
@@ -164,7 +165,7 @@ Call::Call() : outer_(innermost) { innermost = this; }
 Call::~Call() { innermost = outer_; }
 
 void Call::check_cpu_types() const {
-  HETSERVE_CHECK(!float16_ || kernels().device != nullptr, "float16 is for CUDA tensors: kernels for the CPU have float32 and bfloat16");
+  HETSERVE_CHECK(!float16_ || kernels().device != nullptr, "dtype: float16 is for CUDA tensors; kernels for the CPU have float32 and bfloat16");
 }
 
 void Call::add_float16() {
@@ -173,6 +174,7 @@ void Call::add_float16() {
 
 void Call::add(int device, const char* argument) {
   Call* call = innermost;
+  HETSERVE_CHECK(call != nullptr || device == kCpu, argument, ": expected a CPU tensor, is on ", device_text(device));
   if (call == nullptr) return;
   HETSERVE_CHECK(!call->any_ || call->device_ == device, argument, ": is on ", device_text(device), ", ", call->first_, " on ", device_text(call->device_));
   if (!call->any_) call->first_ = argument;

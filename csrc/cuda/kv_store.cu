@@ -14,7 +14,7 @@ __global__ void kv_store_kernel(const KvStoreParams p) {
   for (uint32_t item = first_item(); item < count; item += item_stride()) {
     const int64_t d = item % pieces * n, head = item / pieces;
     const int32_t slot = p.slots[row * p.kv_heads + head];
-    if (slot < 0) continue;
+    if (slot < 0 || slot >= g.pages * g.page_tokens) continue;  // nobody has looked at what is in device memory
     const int32_t page_tokens = static_cast<int32_t>(g.page_tokens);
     const int64_t page = slot / page_tokens, token = slot % page_tokens;
     T* keys = reinterpret_cast<T*>(k_page(g, p.layer, page)) + k_index(g, token, d);

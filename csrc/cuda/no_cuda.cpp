@@ -17,6 +17,4 @@ int cuda_use_device(int) { fail_check("cuda_built()", __FILE__, __LINE__, kNone)
 
 int cuda_blocks(int) { fail_check("cuda_built()", __FILE__, __LINE__, kNone); }
 
-void refuse_device(const char* argument) { fail_check("is_cpu", __FILE__, __LINE__, argument, ": expected a CPU tensor; ", kNone); }
-
 }  // namespace hetserve

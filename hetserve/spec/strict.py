@@ -8,8 +8,6 @@ from collections.abc import Iterator
 from dataclasses import fields, is_dataclass
 from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
-import msgspec
-
 from hetserve.errors import SpecError
 
 T = TypeVar("T")
@@ -24,6 +22,8 @@ def build(kind: type[T], data: Any, where: str) -> T:
     Raises:
         SpecError: an unknown key (with the nearest known one), a missing key or a value of the wrong type.
     """
+    import msgspec  # here: `make gpu-check` asks what machine this is where msgspec is not installed
+
     for path, key, known in unknown_keys(kind, data, ""):
         near = difflib.get_close_matches(key, known, n=1)
         hint = f"did you mean {near[0]!r}?" if near else f"known keys: {', '.join(known)}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 import sys
 from pathlib import Path
 
@@ -39,8 +40,8 @@ def test_without_a_gpu_the_kernels_are_compiled_and_nothing_is_run(
 ) -> None:
     monkeypatch.setattr(sys, "argv", ["gpu", str(tmp_path / "results")])
     monkeypatch.setattr(check.machine, "gpus", list)
-    for nvcc, fault, code in (("/bin/nvcc", "", 0), ("/bin/nvcc", "a warning", 1), (None, "never asked", 0)):
-        monkeypatch.setattr(check.shutil, "which", lambda _, nvcc=nvcc: nvcc)
+    for nvcc, fault, code in (({"path": "/bin/nvcc"}, "", 0), ({"path": "/bin/nvcc"}, "a warning", 1), (None, "never asked", 0)):
+        monkeypatch.setattr(check.machine, "nvcc", lambda nvcc=nvcc: nvcc)
         monkeypatch.setattr(check, "build", lambda fault=fault: fault)
         assert check.main() == code
     assert not (tmp_path / "results").exists()
@@ -66,3 +67,15 @@ def test_a_stage_that_fails_or_takes_too_long_costs_no_other(tmp_path: Path, mon
 def test_all_limits_together_are_under_nine_minutes_and_files_are_eight_at_most() -> None:
     assert check.BUILD_S + sum(stage.limit_s for stage in check.STAGES) <= 540
     assert 1 + sum(stage.writes for stage in check.STAGES) <= 8
+
+
+def test_nothing_is_imported_that_such_a_machine_lacks() -> None:
+    """A machine with a GPU has torch and numpy, but not everything that hetserve installs for itself."""
+    code = """
+import sys
+for name in ("msgspec", "zmq", "starlette", "uvicorn", "ortools", "scipy", "prometheus_client", "aiohttp"):
+    sys.modules[name] = None
+import hetserve.bench.gpu.__main__, hetserve.bench.gpu.kernels, hetserve.bench.gpu.registers
+hetserve.bench.gpu.__main__.machine.describe()
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(check.__file__).parents[3])

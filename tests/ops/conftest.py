@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 import torch
-from on_device import use_device
+from on_device import need_gpu, use_device
 
 from hetserve import _C
 
@@ -19,8 +19,7 @@ ISAS = ("ref", "avx2", "avx512", "avx512bf16", "amx-emulated", "amx", "cuda-emul
 def isa(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """Forces one instruction set for the test, or puts its calls on a GPU."""
     if request.param == "cuda":
-        if not (_C.info()["cuda"] and torch.cuda.is_available()):
-            pytest.skip("no GPU, or a build without CUDA kernels")
+        need_gpu()
         use_device(monkeypatch, "cuda")
         yield "cuda"
         return

@@ -5,6 +5,7 @@ The tests themselves know nothing of it: they call `hetserve._C` with tensors on
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from typing import Any
 
@@ -16,16 +17,27 @@ from hetserve import _C
 
 OPS = ("kv_store", "page_copy", "page_gather", "page_scatter", "heads_pack", "heads_unpack")
 OPS += ("rms_norm", "add_rms_norm", "layer_norm", "add_layer_norm", "rope", "silu_mul", "argmax")
+KvPool, DevicePlan = _C.KvPool, _C.DeviceAttentionPlan  # the real ones
 BLOCKS = 264  # about what `AttentionPlan.tasks` is asked about; the device's own number decides what runs
+
+
+def need_gpu() -> None:
+    """Skips the test where there is no GPU, or fails it where HETSERVE_TEST_GPU=required says that there should be one."""
+    if _C.info()["cuda"] and torch.cuda.is_available():
+        return
+    what = "no GPU, or a build without CUDA kernels"
+    if os.environ.get("HETSERVE_TEST_GPU") == "required":
+        pytest.fail(what)
+    pytest.skip(what)
 
 
 class Pool:
     """Stands for a KvPool: made anew on the device for every call, from the memory that the test looks at."""
 
-    bytes = staticmethod(_C.KvPool.bytes)
+    bytes = staticmethod(KvPool.bytes)
 
     def __init__(self, storage: torch.Tensor, *shape: Any) -> None:
-        self.here = _C.KvPool(storage, *shape)  # for its checks
+        self.here = None if storage.dtype == torch.float16 else KvPool(storage, *shape)  # for its checks; a CPU has no float16
         self.storage, self.shape = storage, shape
 
     def __getattr__(self, name: str) -> Any:
@@ -48,7 +60,6 @@ class Calls:
     def __init__(self, device: str) -> None:
         self.device = device
         self.real = {name: getattr(_C, name) for name in (*OPS, "attention")}
-        self.pool, self.plan = _C.KvPool, _C.DeviceAttentionPlan
 
     def op(self, name: str) -> Callable[..., None]:
         def call(*arguments: Any) -> None:
@@ -59,10 +70,10 @@ class Calls:
     def attention(self, plan: Plan, layer: int, q: torch.Tensor, out: torch.Tensor, scale: float, window: int = 0) -> None:
         def run(pool: Any, q: torch.Tensor, out: torch.Tensor) -> None:
             most = (max(1, len(plan.given)), max(1, int(plan.given[:, 1].sum())), max(1, len(plan.page_ids)))
-            device_bytes, host_bytes = self.plan.bytes(pool, plan.group, *most)
+            device_bytes, host_bytes = DevicePlan.bytes(pool, plan.group, *most)
             memory = torch.full((device_bytes,), 0xFF, dtype=torch.uint8, device=self.device)
             staging = torch.empty(host_bytes, dtype=torch.uint8, pin_memory=self.device != "cpu")
-            made = self.plan(pool, plan.heads, plan.group, *most, memory, staging)
+            made = DevicePlan(pool, plan.heads, plan.group, *most, memory, staging)
             made.set(plan.given, plan.page_ids, plan.rows)
             self.real["attention"](made, layer, q, out, scale, window)
 
@@ -78,7 +89,7 @@ class Calls:
                 if memory is None:
                     memory = argument.storage.to(self.device, copy=True)
                     pools.append((argument.storage, memory))
-                return self.pool(memory, *argument.shape)
+                return KvPool(memory, *argument.shape)
             if isinstance(argument, np.ndarray):
                 return torch.from_numpy(argument).to(self.device, copy=True)
             if not isinstance(argument, torch.Tensor) or argument.numel() == 0:

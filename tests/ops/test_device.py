@@ -1,4 +1,4 @@
-"""What only devices have, on the emulated one: float16, plans in device memory, argmax, and how a step is cut into blocks."""
+"""What only devices have, on the emulated one and on a GPU: float16, plans in device memory, argmax, and how a step is cut into blocks."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from collections.abc import Iterator
 
 import pytest
 import torch
-from ops_reference import PAGE_TOKENS, same_bits
+from on_device import need_gpu, use_device
+from ops_reference import PAGE_TOKENS, Pool, same_bits
 from test_attention import CHUNKS, RAGGED, Batch, Chunk
 
 from hetserve import _C
@@ -25,9 +26,21 @@ def emulated() -> Iterator[None]:
     _C.use_isa(before)
 
 
+@pytest.fixture(params=["emulated", "cuda"])
+def device(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """Where ops run: on fibers, with the stand-ins that tests on a GPU use; or on the GPU."""
+    if request.param == "emulated":
+        request.getfixturevalue("emulated")
+        use_device(monkeypatch, "cpu")
+    else:
+        need_gpu()
+        use_device(monkeypatch, "cuda")
+    yield request.param
+
+
 @pytest.mark.parametrize("layout", ["plain", "packed"])
 @pytest.mark.parametrize("head_dim", [64, 80, 96, 128])
-def test_float16_attention(emulated: None, head_dim: int, layout: str) -> None:
+def test_float16_attention(device: str, head_dim: int, layout: str) -> None:
     for group, heads in ((1, 2), (4, 2), (8, 1)):
         batch = Batch(RAGGED + CHUNKS, heads, group, head_dim, torch.float16, layout)
         batch.check(batch.run(threads=3))
@@ -35,19 +48,19 @@ def test_float16_attention(emulated: None, head_dim: int, layout: str) -> None:
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("group", [1, 5, 16, 17, 64, 71])
-def test_groups_of_every_kind_of_tile(emulated: None, dtype: torch.dtype, group: int) -> None:
+def test_groups_of_every_kind_of_tile(device: str, dtype: torch.dtype, group: int) -> None:
     """Warps that share tokens (up to 16 vectors), warps that share vectors (up to 64), and more query heads than a tile has."""
     batch = Batch((Chunk(1, 600), Chunk(9, 300)), 2, group, 64, dtype, "plain")
     batch.check(batch.run(threads=4))
 
 
 @pytest.mark.parametrize("window", [1, 63, 64, 65, 200])
-def test_windows_on_tensor_cores(emulated: None, window: int) -> None:
+def test_windows_on_tensor_cores(device: str, window: int) -> None:
     batch = Batch((*CHUNKS, Chunk(1, 700), Chunk(70, 400)), 2, 2, 64, torch.bfloat16, "plain")
     batch.check(batch.run(threads=3, window=window), window)
 
 
-def test_float16_rows(emulated: None) -> None:
+def test_float16_rows(device: str) -> None:
     x, gate_up = torch.randn(5, 96).half(), torch.randn(3, 128).half()
     out, weight = torch.empty_like(x), torch.randn(96).half()
     _C.rms_norm(x, weight, out, 1e-5)
@@ -58,7 +71,7 @@ def test_float16_rows(emulated: None) -> None:
     torch.testing.assert_close(halves, (torch.nn.functional.silu(gate) * up).half(), atol=1e-3, rtol=1e-3)
 
 
-def test_float16_rounds_as_torch_does(emulated: None) -> None:
+def test_float16_rounds_as_torch_does(device: str) -> None:
     """Rotary by an angle of which the cosine is the number and the sine 0: every kind of number, also those below the normal range."""
     numbers = [
         1.0,
@@ -85,7 +98,7 @@ def test_float16_rounds_as_torch_does(emulated: None) -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("columns", [1, 31, 1024, 5000])
-def test_argmax(emulated: None, dtype: torch.dtype, columns: int) -> None:
+def test_argmax(device: str, dtype: torch.dtype, columns: int) -> None:
     x = torch.randn(7, columns).to(dtype)
     x[1] = 0.5  # the lowest of equal ones
     x[2, columns // 2] = math.nan  # greater than any number
@@ -145,6 +158,32 @@ def test_a_step_that_does_not_fit_is_refused(emulated: None) -> None:
         plan.set(ints([(0, 1, 0, 0, 0, 0)], 6), page_ids, rows)
     with pytest.raises(ValueError, match="expected uint8"):
         _C.DeviceAttentionPlan(batch.pool.pool, 4, 2, 4, 10, 99, torch.empty(10, dtype=torch.uint8), torch.empty(9999, dtype=torch.uint8))
+
+
+def test_a_plan_that_is_not_set_does_not_run(emulated: None) -> None:
+    batch = Batch((Chunk(1, 20),), 1, 1, 64, torch.bfloat16, "plain")
+    with pytest.raises(ValueError, match="not set to a step yet"):
+        _C.attention(device_plan(batch, 1, 1, 9), 1, batch.q, torch.empty_like(batch.q), 0.1)
+
+
+def test_heads_that_the_kernels_do_not_take_are_refused(emulated: None) -> None:
+    batch = Batch((Chunk(1, 20),), 1, 1, 264, torch.bfloat16, "plain")
+    with pytest.raises(ValueError, match="at most 256 on a device"):
+        batch.run()
+    with pytest.raises(ValueError, match="at most 256 on a device"):
+        device_plan(batch, 1, 1, 9)
+
+
+def test_slots_beyond_the_pool_are_left_alone_on_a_device(device: str) -> None:
+    pool = Pool(1, 3, 64, torch.bfloat16, "plain")
+    before, slots = pool.memory.clone(), torch.tensor([[3 * PAGE_TOKENS], [2**31 - 1], [-1]], dtype=torch.int32)
+    k = torch.randn(3, 64).bfloat16()
+    if device == "cuda":  # on the CPU the same is refused
+        _C.kv_store(pool.pool, 0, k, k, slots)
+    else:
+        with pytest.raises(ValueError, match="slots"):
+            _C.kv_store(pool.pool, 0, k, k, slots)
+    assert same_bits(pool.memory, before)
 
 
 def test_pools_on_the_cpu_have_no_device_plan() -> None:

@@ -12,6 +12,12 @@ from hetserve import _C
 ROWS = [1, 2, 3, 4, 5, 6, 7, 8, 9, 13, 14, 15, 29, 64, 65, 131]
 
 
+@pytest.fixture(autouse=True)
+def not_on_a_gpu(request: pytest.FixtureRequest) -> None:
+    if "isa" in request.fixturenames and request.getfixturevalue("isa") == "cuda":
+        pytest.skip("linear is for the CPU")
+
+
 def blocked(weight: torch.Tensor) -> torch.Tensor:
     outputs, inputs = weight.shape
     return weight.view(outputs // 64, 64, inputs // 32, 16, 2).permute(0, 2, 3, 1, 4).contiguous()

@@ -23,7 +23,7 @@ def ints(*values):
 @pytest.mark.parametrize("dst_layout", ["packed", "plain"])
 @pytest.mark.parametrize("src_layout", ["packed", "plain"])
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_copy_across_pools_and_layouts(dtype, src_layout, dst_layout):
+def test_copy_across_pools_and_layouts(isa, dtype, src_layout, dst_layout):
     src, dst = filled(4, 9, dtype, src_layout), filled(5, 7, dtype, dst_layout)
     _C.page_copy(src.pool, ints(8, 0, 3), dst.pool, ints(2, 6, 0), 1, 3)
     dst.kv[1:3, [2, 6, 0]] = src.kv[1:3, [8, 0, 3]]
@@ -31,7 +31,7 @@ def test_copy_across_pools_and_layouts(dtype, src_layout, dst_layout):
     assert same_bits(src.memory, src.expected())
 
 
-def test_copy_inside_a_pool():
+def test_copy_inside_a_pool(isa):
     pool = filled(2, 6, torch.bfloat16, "packed")
     _C.page_copy(pool.pool, ints(1, 4), pool.pool, ints(3, 0), 0, 2)
     pool.kv[:, [3, 0]] = pool.kv[:, [1, 4]]
@@ -40,7 +40,7 @@ def test_copy_inside_a_pool():
 
 @pytest.mark.parametrize("layout", ["packed", "plain"])
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_gather_then_scatter(dtype, layout):
+def test_gather_then_scatter(isa, dtype, layout):
     src, dst = filled(3, 8, dtype, layout), filled(3, 8, dtype, layout)
     rows = torch.empty(3, 2, 2, 16, 80, dtype=dtype)
     _C.page_gather(src.pool, ints(7, 2, 5), 1, 3, rows)
@@ -50,7 +50,7 @@ def test_gather_then_scatter(dtype, layout):
     assert same_bits(dst.memory, dst.expected())
 
 
-def test_many_pages_on_several_threads(three_threads):
+def test_many_pages_on_several_threads(isa, three_threads):
     src, dst = filled(2, 400, torch.bfloat16, "packed", 64), filled(2, 400, torch.bfloat16, "plain", 64)
     order = torch.randperm(400).int()
     _C.page_copy(src.pool, torch.arange(400).int(), dst.pool, order, 0, 2)
@@ -60,7 +60,7 @@ def test_many_pages_on_several_threads(three_threads):
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("span", [1, 2, 4])
-def test_heads_pack_and_unpack(dtype, span):
+def test_heads_pack_and_unpack(isa, dtype, span):
     rows, groups, dim = 9, 3, 64
     x = torch.randn(rows, groups * span * dim + 40).to(dtype)[:, 40:]
     pairs = torch.tensor([[8, 0], [0, 2], [3, 1], [3, 0]], dtype=torch.int32)

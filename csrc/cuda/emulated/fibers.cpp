@@ -1,5 +1,6 @@
 // Threads of a block as fibers on the calling thread. Made by makecontext, switched by _setjmp and _longjmp: swapcontext would ask the kernel for the signal
 // mask every time.
+#undef _FORTIFY_SOURCE  // its longjmp takes a jump to another stack for a mistake
 #include <setjmp.h>
 #include <ucontext.h>
 
@@ -101,9 +102,11 @@ void run_block() {
   block.warps.assign((block.threads + kWarp - 1) / kWarp, {});
   block.all = {};
   std::memset(static_cast<void*>(block.shared.data()), 0xff, block.shared.size() * sizeof(uint4));
-  for (int left = block.threads; left > 0;) {
+  bool up = true;
+  for (int left = block.threads; left > 0; up = !up) {  // now from the first thread on, now from the last: neither may write too late for the other
     const uint64_t before = block.events;
-    for (block.current = 0; block.current < block.threads; ++block.current) {
+    for (int i = 0; i < block.threads; ++i) {
+      block.current = up ? i : block.threads - 1 - i;
       Fiber& fiber = *block.fibers[block.current];
       if (fiber.done) continue;
       threadIdx = dim3(block.current, 0, 0);

@@ -3,7 +3,6 @@
 
 #include "cuda/ops.h"
 #include "device.cuh"
-#include "hetserve/check.h"
 
 namespace hetserve {
 
@@ -34,7 +33,5 @@ int cuda_blocks(int device) {
   cuda_use_device(before);
   return kBlocksPerProcessor * processors;
 }
-
-void refuse_device(const char* argument) { fail_check("is_cpu or is_cuda", __FILE__, __LINE__, argument, ": expected a CPU or CUDA tensor"); }
 
 }  // namespace hetserve

@@ -16,7 +16,4 @@ int cuda_use_device(int device);
 // So many blocks of a kernel for attention can run at once on that device.
 int cuda_blocks(int device);
 
-// Called for a tensor that is neither on the CPU nor on a CUDA device that this build can use; throws std::invalid_argument.
-[[noreturn]] void refuse_device(const char* argument);
-
 }  // namespace hetserve

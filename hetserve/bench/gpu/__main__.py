@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import subprocess
 import sys
 import time
@@ -55,7 +54,7 @@ def main() -> int:
         return 2
     folder = Path(sys.argv[1]).resolve()
     gpu = bool(machine.gpus())
-    if not gpu and not shutil.which("nvcc"):
+    if not gpu and machine.nvcc() is None:
         print("no GPU and no nvcc on this machine: nothing was compiled, and nothing was run")
         return 0
     started_s = time.monotonic()
@@ -82,9 +81,12 @@ def build() -> str:
     configure = ["cmake", "-S", str(ROOT), "-B", str(BUILD), "-G", "Ninja", "-DCMAKE_BUILD_TYPE=Release", "-DHETSERVE_CUDA=on"]
     configure += [f"-DPython_EXECUTABLE={sys.executable}", "-DPYBIND11_FINDPYTHON=ON", f"-Dpybind11_DIR={pybind11.get_cmake_dir()}"]
     configure += [f"-DCMAKE_LIBRARY_OUTPUT_DIRECTORY={ROOT / 'hetserve'}"]
+    if found := machine.nvcc():
+        configure += [f"-DCMAKE_CUDA_COMPILER={found['path']}"]
+    end_s = time.monotonic() + BUILD_S
     for command in (configure, ["cmake", "--build", str(BUILD), "--target", "_C", "--parallel"]):
         try:
-            done = subprocess.run(command, capture_output=True, text=True, timeout=BUILD_S)
+            done = subprocess.run(command, capture_output=True, text=True, timeout=max(1.0, end_s - time.monotonic()))
         except (OSError, subprocess.TimeoutExpired) as error:
             return str(error)
         if done.returncode:
@@ -96,7 +98,8 @@ def run(stage: Stage, folder: Path) -> dict[str, Any]:
     """Runs one stage; its output is shown as it comes."""
     started_s = time.monotonic()
     command = [sys.executable, *stage.command, *([str(folder / f"{stage.name}.json")] if stage.writes else [])]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"}
+    environment = {**os.environ, "PYTHONUNBUFFERED": "1", "HETSERVE_TEST_GPU": "required"}
+    environment["PYTHONPATH"] = os.pathsep.join(filter(None, (str(ROOT), environment.get("PYTHONPATH"))))
     print(f"--- {stage.name}", flush=True)
     try:
         code: int | str = subprocess.run(command, cwd=ROOT, env=environment, timeout=stage.limit_s).returncode

@@ -1,7 +1,8 @@
 """python -m hetserve.bench.gpu.kernels decode|prefill|pages|rows FILE: kernels beside the bandwidth that this GPU has now, and beside torch's own.
 
 Times are medians over rounds of CUDA events, every contestant once a round. The copy of a large tensor, in the same rounds, is the measure of
-bandwidth: 2 bytes moved for each byte copied. Results that a kernel got wrong are not timed.
+bandwidth: 2 bytes moved for each byte copied. Every contestant is called from a captured graph where it can be, so that launches from Python do not
+count. What a kernel of ours gets wrong is not timed. `in_l2`: the KV fits the second-level cache three times, so its rate is not memory's.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import json
 import math
 import statistics
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,7 @@ CHECKED = 4  # sequences compared with torch
 TOLERANCE = 2.5 * 2**-8  # bfloat16: weights and result rounded
 
 BATCHES = (1, 8, 64, 256)
+DENSE_FLOPS = 989e12  # of an H100 or H200 in bfloat16, by its data sheet: the other floor
 LENGTHS = (512, 4096, 32768)
 HEADS = ((32, 32), (64, 8), (8, 1))  # query, KV
 Run = Callable[[], object]
@@ -66,6 +68,30 @@ def timed(contestants: Mapping[str, Run], repeats: int = 10) -> dict[str, float]
     return {name: statistics.median(times) for name, times in found.items()}
 
 
+def graphed(call: Run) -> Run:
+    """`call` as a graph, where it can be captured."""
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        for _ in range(3):
+            call()
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        call()
+    return graph.replay
+
+
+def l2_bytes() -> int:
+    return int(getattr(torch.cuda.get_device_properties(0), "L2_cache_size", 64 << 20))
+
+
+def differ(got: torch.Tensor, want: torch.Tensor) -> float:
+    """The largest difference, as a share of the largest value; infinite where something is not a number."""
+    share = ((got.float() - want.float()).abs().max() / want.float().abs().max().clamp(min=1e-30)).item()
+    return share if share == share else math.inf
+
+
 def copying() -> tuple[Run, int]:
     """A large copy, and the bytes that it moves."""
     source = torch.empty(COPY_BYTES, dtype=torch.uint8, device="cuda")
@@ -94,7 +120,7 @@ class Cache:
     def kv_bytes(self) -> int:
         return 2 * self.batch * self.kv_heads * self.length * HEAD_DIM * 2
 
-    def plan(self, items: list[tuple[int, ...]]) -> Any:
+    def plan(self, items: Sequence[tuple[int, ...]]) -> Any:
         group = self.q_heads // self.kv_heads
         most = (len(items), len(items) * self.rows, len(self.page_ids))
         device_bytes, host_bytes = _C.DeviceAttentionPlan.bytes(self.pool, group, *most)
@@ -108,26 +134,32 @@ class Cache:
     def run(self, plan: Any) -> Run:
         return lambda: _C.attention(plan, 0, self.q, self.out, HEAD_DIM**-0.5)
 
-    def dense(self, sequences: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Keys and values of the first sequences, [sequences, kv_heads, length, head_dim] each."""
-        pages = math.ceil(self.length / PAGE_TOKENS)
-        chosen = self.page_ids[: sequences * self.kv_heads * pages].long().cuda()
-        kv = self.memory.view(self.total, 2, PAGE_TOKENS, HEAD_DIM)[chosen]
+    def dense(self, chosen: slice) -> tuple[torch.Tensor, torch.Tensor]:
+        """Keys and values of the chosen sequences, [sequences, kv_heads, length, head_dim] each."""
+        pages, sequences = math.ceil(self.length / PAGE_TOKENS), chosen.stop - chosen.start
+        ids = self.page_ids.view(self.batch, -1)[chosen].flatten().long().cuda()
+        kv = self.memory.view(self.total, 2, PAGE_TOKENS, HEAD_DIM)[ids]
         kv = kv.view(sequences, self.kv_heads, pages, 2, PAGE_TOKENS, HEAD_DIM).transpose(2, 3).flatten(3, 4)[:, :, :, : self.length]
         return kv[:, :, 0].contiguous(), kv[:, :, 1].contiguous()
 
-    def queries(self, sequences: int) -> torch.Tensor:
-        """[sequences, q_heads, rows, head_dim]"""
-        return self.q[: sequences * self.rows].view(sequences, self.rows, self.q_heads, HEAD_DIM).transpose(1, 2).contiguous()
-
-    def error(self) -> float:
-        """The largest error, as a share of the values' own size, of the first sequences."""
-        sequences = min(CHECKED, self.batch)
-        k, v = self.dense(sequences)
-        want = attend(self.queries(sequences).float(), k.float(), v.float(), self.rows)
-        size = attend(self.queries(sequences).float(), k.float(), v.float().abs(), self.rows)
-        got = self.out[: sequences * self.rows].view(sequences, self.rows, self.q_heads, HEAD_DIM).transpose(1, 2).float()
-        return float(((got - want).abs() / size).max())
+    def error(self, plan: Any, heads: slice = slice(None)) -> float:
+        """The largest error, as a share of the values' own size, of the first and last sequences; infinite where other heads are touched."""
+        self.out.fill_(math.nan)
+        self.run(plan)()
+        worst = 0.0
+        for first in {0, max(0, self.batch - CHECKED)}:
+            chosen = slice(first, min(first + CHECKED, self.batch))
+            k, v = self.dense(chosen)
+            q, got = (x[chosen.start * self.rows : chosen.stop * self.rows].view(-1, self.rows, self.q_heads, HEAD_DIM) for x in (self.q, self.out))
+            q, got = q.transpose(1, 2).float(), got.transpose(1, 2).float()
+            want, size = attend(q, k.float(), v.float(), self.rows), attend(q, k.float(), v.float().abs(), self.rows)
+            error = ((got - want).abs() / size).unflatten(1, (self.kv_heads, -1))
+            named = torch.zeros(self.kv_heads, dtype=torch.bool, device="cuda")
+            named[heads] = True
+            if not error[:, named].isfinite().all() or not error[:, ~named].isnan().all():
+                return math.inf
+            worst = max(worst, float(error[:, named].max()))
+        return worst
 
 
 def attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, rows: int) -> torch.Tensor:
@@ -142,12 +174,13 @@ def sdpa(cache: Cache, causal: bool) -> Run | None:
     """torch's own attention on dense copies of the same cache, where there is room for them."""
     if 3 * cache.kv_bytes > torch.cuda.mem_get_info()[0]:
         return None
-    (k, v), q = cache.dense(cache.batch), cache.queries(cache.batch)
+    k, v = cache.dense(slice(0, cache.batch))
+    q = cache.q.view(cache.batch, cache.rows, cache.q_heads, HEAD_DIM).transpose(1, 2).contiguous()
     return lambda: functional.scaled_dot_product_attention(q, k, v, is_causal=causal, enable_gqa=cache.q_heads != cache.kv_heads)
 
 
-def flashinfer(cache: Cache) -> Run | None:
-    """FlashInfer's paged decode on pages of the same size, where it is installed. Its pages hold all heads."""
+def flashinfer(cache: Cache, tensor_cores: bool) -> Run | None:
+    """FlashInfer's paged decode where it is installed; pages of the same size, in order, which hold all heads."""
     try:
         from flashinfer import BatchDecodeWithPagedKVCacheWrapper
     except ImportError:
@@ -155,13 +188,20 @@ def flashinfer(cache: Cache) -> Run | None:
     if cache.length % PAGE_TOKENS or 2 * cache.kv_bytes > torch.cuda.mem_get_info()[0]:
         return None
     pages = cache.length // PAGE_TOKENS
-    kv = torch.randn(cache.batch * pages, 2, PAGE_TOKENS, cache.kv_heads, HEAD_DIM, device="cuda", dtype=torch.bfloat16)
-    wrapper = BatchDecodeWithPagedKVCacheWrapper(torch.empty(256 << 20, dtype=torch.uint8, device="cuda"), "NHD")
-    ends = torch.arange(cache.batch + 1, dtype=torch.int32, device="cuda") * pages
-    last = torch.full((cache.batch,), PAGE_TOKENS, dtype=torch.int32, device="cuda")
-    ids = torch.randperm(cache.batch * pages, device="cuda").int()
-    wrapper.plan(ends, ids, last, cache.q_heads, cache.kv_heads, HEAD_DIM, PAGE_TOKENS, q_data_type=torch.bfloat16, kv_data_type=torch.bfloat16)
-    q = cache.q.view(cache.batch, cache.q_heads, HEAD_DIM)
+    try:
+        kv = torch.randn(cache.batch * pages, 2, PAGE_TOKENS, cache.kv_heads, HEAD_DIM, device="cuda", dtype=torch.bfloat16)
+        space = torch.empty(256 << 20, dtype=torch.uint8, device="cuda")
+        wrapper = BatchDecodeWithPagedKVCacheWrapper(space, "NHD", use_tensor_cores=tensor_cores)
+        ends = torch.arange(cache.batch + 1, dtype=torch.int32, device="cuda") * pages
+        last = torch.full((cache.batch,), PAGE_TOKENS, dtype=torch.int32, device="cuda")
+        ids = torch.arange(cache.batch * pages, device="cuda").int()
+        types = {"q_data_type": torch.bfloat16, "kv_data_type": torch.bfloat16}
+        wrapper.plan(ends, ids, last, cache.q_heads, cache.kv_heads, HEAD_DIM, PAGE_TOKENS, **types)
+        q = cache.q.view(cache.batch, cache.q_heads, HEAD_DIM)
+        wrapper.run(q, kv)
+    except Exception as error:  # whatever is wrong with it is no reason to lose our own figures
+        print(f"flashinfer: {error}", file=sys.stderr)
+        return None
     return lambda: wrapper.run(q, kv)
 
 
@@ -181,20 +221,23 @@ def decode() -> Iterator[dict[str, Any]]:
 def decode_row(cache: Cache, scattered: bool, copy: Run, copy_bytes: int) -> dict[str, Any]:
     whole = cache.plan(cache.items)
     row: dict[str, Any] = {"batch": cache.batch, "length": cache.length, "q_heads": cache.q_heads, "kv_heads": cache.kv_heads}
-    row |= {"pages": "scattered" if scattered else "in order", "kv_bytes": cache.kv_bytes}
-    cache.run(whole)()
-    row["error"] = cache.error()
+    row |= {"pages": "scattered" if scattered else "in order", "kv_bytes": cache.kv_bytes, "in_l2": cache.kv_bytes < 3 * l2_bytes()}
+    row["error"] = cache.error(whole)
+    contestants: dict[str, Run] = {"copy": copy, "ours": graphed(cache.run(whole)), "ours from Python": cache.run(whole)}
+    if cache.kv_heads > 1:  # every second KV head of every sequence: what an attention worker holds
+        half = cache.plan(cache.items[::2])
+        row["error"] = max(row["error"], cache.error(half, slice(None, None, 2)))
+        contestants["half the heads"] = graphed(cache.run(half))
     row["right"] = row["error"] <= TOLERANCE
     if not row["right"]:
         return row
-    contestants: dict[str, Run] = {"copy": copy, "ours": cache.run(whole)}
-    if cache.kv_heads > 1:  # every second KV head of every sequence: what an attention worker holds
-        contestants["half the heads"] = cache.run(cache.plan(cache.items[::2]))
     if not scattered:
-        contestants |= {name: call for name, call in (("torch", sdpa(cache, False)), ("flashinfer", flashinfer(cache))) if call}
+        others = {"torch": sdpa(cache, False), "flashinfer": flashinfer(cache, False), "flashinfer on tensor cores": flashinfer(cache, True)}
+        contestants |= {name: call for name, call in others.items() if call}
     times = timed(contestants)
     bandwidth = copy_bytes / times["copy"]
-    row |= {"copy_gbs": bandwidth * 1e-9, "floor_s": cache.kv_bytes / bandwidth, "flops": 4 * cache.batch * cache.q_heads * cache.length * HEAD_DIM}
+    flops = 4 * cache.batch * cache.q_heads * cache.length * HEAD_DIM
+    row |= {"copy_gbs": bandwidth * 1e-9, "floor_bytes_s": cache.kv_bytes / bandwidth, "flops": flops, "floor_flops_s": flops / DENSE_FLOPS}
     for name, seconds in times.items():
         if name != "copy":
             row[f"{name}_s"] = seconds
@@ -211,8 +254,7 @@ def prefill() -> Iterator[dict[str, Any]]:
         for rows_, length in ((2048, 2048), (2048, 8192)):
             cache = Cache(2, length, q_heads, kv_heads, scattered=True, rows=rows_)
             plan = cache.plan(cache.items)
-            cache.run(plan)()
-            error = cache.error()
+            error = cache.error(plan)
             row = {"rows": rows_, "length": length, "q_heads": q_heads, "kv_heads": kv_heads, "error": error, "right": error <= TOLERANCE}
             if row["right"]:
                 contestants = {"ours": cache.run(plan)}
@@ -241,14 +283,22 @@ def pages() -> Iterator[dict[str, Any]]:
         "page_scatter": lambda: _C.page_scatter(target, chosen[1], 0, layers, buffer),
         "to pinned memory": lambda: pinned.copy_(buffer, non_blocking=True),
     }
-    contestants["page_copy"]()
     views = [memory.view(layers, held, -1) for memory in memories]
-    right = bool(views[0][:, chosen[0].long()].equal(views[1][:, chosen[1].long()]))
+    there, here = views[0][:, chosen[0].long()], lambda: views[1][:, chosen[1].long()]
+    contestants["page_copy"]()
+    right = {"page_copy": here().equal(there)}
+    views[1].zero_()
+    contestants["page_gather"]()
+    right["page_gather"] = buffer.view(moved, layers, -1).transpose(0, 1).equal(there)
+    contestants["page_scatter"]()
+    right["page_scatter"] = here().equal(there)
+    contestants = {name: call for name, call in contestants.items() if right.get(name, True)}
     times = timed(contestants, 3)
     bandwidth = copy_bytes / times["copy"]
     for name, seconds in times.items():
         gbs = (size / 2 if "pinned" in name else copy_bytes if name == "copy" else size) / seconds
-        yield {"what": name, "gbs": gbs * 1e-9, "share_of_copy": gbs / bandwidth, "right": right}
+        yield {"what": name, "gbs": gbs * 1e-9, "share_of_copy": gbs / bandwidth}
+    yield from ({"what": name, "right": False} for name, good in right.items() if not good)
 
 
 def rows() -> Iterator[dict[str, Any]]:
@@ -256,19 +306,31 @@ def rows() -> Iterator[dict[str, Any]]:
     copy, copy_bytes = copying()
     for n in (64, 4096):
         x, residual, out = (torch.randn(n, 4096, device="cuda").bfloat16() for _ in range(3))
-        weight, gate_up, inner = torch.ones(4096, device="cuda").bfloat16(), torch.randn(n, 28672, device="cuda").bfloat16(), out.new_empty(n, 14336)
+        weight, gate_up, inner = torch.randn(4096, device="cuda").bfloat16(), torch.randn(n, 28672, device="cuda").bfloat16(), x.new_empty(n, 14336)
         q, k = torch.randn(n, 32 * 128, device="cuda").bfloat16(), torch.randn(n, 8 * 128, device="cuda").bfloat16()
-        cos_sin, positions = torch.randn(8192, 2, 64, device="cuda"), torch.arange(n, device="cuda").int()
+        angles, positions = torch.rand(8192, 64, device="cuda") * 6.28, torch.arange(n, device="cuda").int()
+        cos_sin = torch.stack([angles.cos(), angles.sin()], 1)
         logits, tokens = torch.randn(min(n, 256), 128_256, device="cuda").bfloat16(), torch.empty(min(n, 256), dtype=torch.int32, device="cuda")
-        calls: dict[str, tuple[Run, int]] = {
-            "add_rms_norm": (partial(_C.add_rms_norm, x, residual, weight, out, 1e-5), 4 * x.nbytes),
-            "silu_mul": (partial(_C.silu_mul, gate_up, inner), gate_up.nbytes + inner.nbytes),
-            "rope": (partial(_C.rope, q, k, positions, cos_sin, 128), 2 * (q.nbytes + k.nbytes)),
-            "argmax": (partial(_C.argmax, logits, tokens), logits.nbytes),
+        total = x + residual
+        normal = functional.rms_norm(total.float(), (4096,), weight.float(), 1e-5)
+        gate, up = gate_up.float().chunk(2, -1)
+        turned = q.float().view(n, 32, 2, 64)
+        c, s = (angles[:n].cos()[:, None], angles[:n].sin()[:, None])
+        turned = torch.stack([turned[:, :, 0] * c - turned[:, :, 1] * s, turned[:, :, 1] * c + turned[:, :, 0] * s], 2).view(n, -1)
+        calls: dict[str, tuple[Run, int, int, torch.Tensor, torch.Tensor]] = {
+            "add_rms_norm": (partial(_C.add_rms_norm, x, residual, weight, out, 1e-5), n, 4 * x.nbytes, out, normal),
+            "silu_mul": (partial(_C.silu_mul, gate_up, inner), n, gate_up.nbytes + inner.nbytes, inner, functional.silu(gate) * up),
+            "rope": (partial(_C.rope, q, k, positions, cos_sin, 128), n, 2 * (q.nbytes + k.nbytes), q, turned),
+            "argmax": (partial(_C.argmax, logits, tokens), len(logits), logits.nbytes, tokens, logits.float().argmax(-1)),
         }
-        times = timed({"copy": copy, **{name: call for name, (call, _) in calls.items()}})
-        for name, (_, size) in calls.items():
-            yield {"what": name, "rows": n, "us": times[name] * 1e6, "floor_us": size / (copy_bytes / times["copy"]) * 1e6}
+        right = {}
+        for name, (call, _, _, got, want) in calls.items():
+            call()
+            right[name] = differ(got, want) <= (0.0 if name == "argmax" else 2**-7)
+        times = timed({"copy": copy, **{name: graphed(call) for name, (call, *_) in calls.items() if right[name]}})
+        for name, (_, count, size, _, _) in calls.items():
+            found = {"us": times[name] * 1e6, "floor_us": size / (copy_bytes / times["copy"]) * 1e6} if right[name] else {}
+            yield {"what": name, "rows": count, **found, "right": right[name]}
 
 
 if __name__ == "__main__":

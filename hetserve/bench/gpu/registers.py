@@ -22,7 +22,8 @@ def main() -> int:
     for row in rows:
         print(f"{row['arch']:7} {row['registers']:4} registers {row['spill_bytes']:4} bytes spilled {row['stack_bytes']:4} of stack  {row['kernel']}")
     if len(sys.argv) > 2:
-        Path(sys.argv[2]).write_text(json.dumps({"compiler": compiler(), "kernels": rows}, indent=1) + "\n")
+        lines = ",\n  ".join(map(json.dumps, rows))
+        Path(sys.argv[2]).write_text(f'{{"compiler": {json.dumps(compiler())}, "kernels": [\n  {lines}\n]}}\n')
     return 0
 
 

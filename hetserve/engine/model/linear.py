@@ -4,7 +4,7 @@ Measured on 2 cores with AVX512-BF16, K 1024, N 5632, against torch's F.linear, 
 1.2 at 64, 1.04 at 512. The blocked order is the same for every number of rows, so one copy serves decode and prefill.
 
 With few rows, as decoding has them, oneDNN's AVX-512 product reads the weight at half the speed of memory. `_C.linear` reads the same copy:
-1.3 to 2.0 times as fast at 1 to 8 rows (Zen 4, one core), 1.1 times at 64; results/profile has both.
+1.2 to 2.0 times as fast at 1 to 8 rows (Zen 4, one core), 1.1 times at 64; results/profile has whole layers.
 """
 
 from __future__ import annotations
