@@ -16,7 +16,6 @@ namespace hetserve::bind {
 namespace {
 
 constexpr int kMaxThreads = 1024;
-constexpr int kEmulatedBlocks = 4;  // of a device on fibers, where `threads` does not say: few, so that small tests have sequences in pieces
 
 struct AttentionPlan {
   std::shared_ptr<const KvPool> pool;
@@ -83,7 +82,8 @@ std::unique_ptr<AttentionPlan> make_plan(std::shared_ptr<KvPool> pool, const py:
   plan->group = group;
   take_items(*plan, item_view, as_int32(page_ids, "page_ids", 1));
   HETSERVE_CHECK(plan->pool->device == kCpu, "pool: is on a CUDA device: its steps are a DeviceAttentionPlan's");
-  HETSERVE_CHECK(kernels().device == nullptr || plan->pool->pages.head_dim <= 256, "head_dim ", plan->pool->pages.head_dim, ": at most 256 on a device");
+  HETSERVE_CHECK(kernels().device == nullptr || plan->pool->pages.head_dim <= kDeviceMaxHeadDim, "head_dim ", plan->pool->pages.head_dim, ": at most ",
+                 kDeviceMaxHeadDim, " on a device");
   const auto n = static_cast<int64_t>(plan->items.size());
   plan->split = kernels().device != nullptr
                     ? device_split(plan->items.data(), n, group, threads > 0 ? threads : kEmulatedBlocks)

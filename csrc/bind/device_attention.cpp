@@ -14,8 +14,6 @@ namespace hetserve::bind {
 namespace {
 
 constexpr int64_t kAlign = 256;
-constexpr int kEmulatedBlocks = 4;
-constexpr int64_t kMaxHeadDim = 256;  // of the kernels
 
 // Byte offsets in both memories; the partial results are the device's alone.
 struct Arrays {
@@ -80,7 +78,7 @@ std::unique_ptr<DeviceAttentionPlan> make_plan(std::shared_ptr<KvPool> pool, int
                                                int64_t pages, py::object memory, py::object staging) {
   HETSERVE_CHECK(pool->device != kCpu || kernels().device != nullptr, "pool: is on the CPU: its steps are an AttentionPlan's");
   HETSERVE_CHECK(group >= 1 && q_heads_total >= group && q_heads_total % group == 0, "q_heads_total ", q_heads_total, ", group ", group);
-  HETSERVE_CHECK(pool->pages.head_dim <= kMaxHeadDim, "head_dim ", pool->pages.head_dim, ": at most ", kMaxHeadDim, " on a device");
+  HETSERVE_CHECK(pool->pages.head_dim <= kDeviceMaxHeadDim, "head_dim ", pool->pages.head_dim, ": at most ", kDeviceMaxHeadDim, " on a device");
   HETSERVE_CHECK(pages > 0 && pages <= INT32_MAX, "pages ", pages);
   auto plan = std::make_unique<DeviceAttentionPlan>();
   plan->q_heads = q_heads_total;

@@ -54,12 +54,16 @@ int64_t piece_count(int64_t whole, int64_t tokens, int64_t target) {
   return std::min((whole + target - 1) / target, (tokens + kPieceTokens - 1) / kPieceTokens);
 }
 
-void add_tile(SplitPlan& plan, AttentionTask tile, int64_t tokens, int64_t page_tokens, int64_t group, int64_t target) {
-  const int64_t vectors = tile.n_heads * tile.n_rows * group;
+void add_tile(SplitPlan& plan, const AttentionTask& tile, int64_t tokens, int64_t page_tokens, int64_t group, int64_t target) {
   const int64_t wanted = plan.threads == 1 ? 1 : piece_count(cost(tile.n_heads, tile.n_rows * group, tokens), tokens, target);
   const int64_t pages = (tokens + page_tokens - 1) / page_tokens;
-  const int64_t piece = (pages + wanted - 1) / wanted * page_tokens;
-  const int64_t first = plan.partials;
+  add_pieces(plan, tile, tokens, (pages + wanted - 1) / wanted * page_tokens, group);
+}
+
+}  // namespace
+
+void add_pieces(SplitPlan& plan, AttentionTask tile, int64_t tokens, int64_t piece, int64_t group) {
+  const int64_t vectors = tile.n_heads * tile.n_rows * group, first = plan.partials;
   int32_t parts = 0;
   for (int64_t begin = 0; begin < tokens; begin += piece, ++parts) {
     tile.token_begin = static_cast<int32_t>(begin);
@@ -70,8 +74,6 @@ void add_tile(SplitPlan& plan, AttentionTask tile, int64_t tokens, int64_t page_
   }
   if (parts > 1) plan.merges.push_back({tile.q_row, tile.n_rows, tile.first_head, tile.n_heads, static_cast<int32_t>(first), parts});
 }
-
-}  // namespace
 
 SplitPlan split(const AttentionItem* items, int64_t n, const int32_t* page_ids, int64_t page_tokens, int64_t group, int threads) {
   SplitPlan plan;

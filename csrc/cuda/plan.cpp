@@ -39,20 +39,6 @@ std::vector<AttentionTask> tiles_of(const AttentionItem* items, int64_t n, int64
   return tiles;
 }
 
-void add_pieces(SplitPlan& plan, AttentionTask tile, int64_t pieces, int64_t group) {
-  const int64_t vectors = tile.n_rows * group, first = plan.partials, tokens = tile.token_end;
-  const int64_t piece = (chunks(tokens) + pieces - 1) / pieces * kDeviceChunkTokens;
-  int32_t parts = 0;
-  for (int64_t begin = 0; begin < tokens; begin += piece, ++parts) {
-    tile.token_begin = static_cast<int32_t>(begin);
-    tile.token_end = static_cast<int32_t>(std::min(begin + piece, tokens));
-    tile.partial = piece >= tokens ? -1 : static_cast<int32_t>(plan.partials);
-    if (tile.partial >= 0) plan.partials += vectors;
-    plan.tasks.push_back(tile);
-  }
-  if (parts > 1) plan.merges.push_back({tile.q_row, tile.n_rows, tile.first_head, 1, static_cast<int32_t>(first), parts});
-}
-
 }  // namespace
 
 SplitPlan device_split(const AttentionItem* items, int64_t n, int64_t group, int blocks) {
@@ -67,7 +53,7 @@ SplitPlan device_split(const AttentionItem* items, int64_t n, int64_t group, int
   for (const AttentionTask& tile : tiles) {
     const int64_t whole = cost(tile, group);
     const int64_t pieces = blocks == 1 || 2 * whole <= 3 * target ? 1 : std::min((whole + target - 1) / target, (chunks(tile.token_end) + kPieceChunks - 1) / kPieceChunks);
-    add_pieces(plan, tile, pieces, group);
+    add_pieces(plan, tile, tile.token_end, (chunks(tile.token_end) + pieces - 1) / pieces * kDeviceChunkTokens, group);
   }
   // Longest first: whoever comes last then is short.
   std::stable_sort(plan.tasks.begin(), plan.tasks.end(), [group](const AttentionTask& a, const AttentionTask& b) {

@@ -7,6 +7,8 @@ namespace hetserve {
 
 constexpr int kDeviceTileVectors = 64;  // query vectors (rows * group) of a task, unless one row has more
 constexpr int kDeviceDeepVectors = 16;  // up to so many, a block's warps share the tokens instead of the vectors
+constexpr int kDeviceMaxHeadDim = 256;
+constexpr int kEmulatedBlocks = 4;  // at once, of a device on fibers: few, so that small tests have sequences in pieces
 constexpr int kDeviceChunkTokens = 64;  // what a block reads at once; pieces of a sequence are whole chunks
 
 // Cuts items into tasks of one head each, longest first, so that `blocks` blocks at once all have work: long sequences in pieces, rows in tiles.

@@ -18,6 +18,9 @@ struct SplitPlan {
   int threads = 1;
 };
 
+// Adds a tile that sees `tokens` tokens in pieces of `piece` of them; where that is more than one, the partials they need, and their merge.
+void add_pieces(SplitPlan& plan, AttentionTask tile, int64_t tokens, int64_t piece, int64_t group);
+
 // Items and page ids must have been checked. The cut depends on items and threads only; so do a step's sums, but for `in_order`, which page ids decide.
 SplitPlan split(const AttentionItem* items, int64_t n, const int32_t* page_ids, int64_t page_tokens, int64_t group, int threads);
 

@@ -9,6 +9,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from hetserve import machine
+
 ENTRY = re.compile(r"Compiling entry function '(\S+)' for '(sm_\w+)'")
 SPILLS = re.compile(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads")
 USED = re.compile(r"Used (\d+) registers(?:.*?(\d+) bytes smem)?")
@@ -22,8 +24,9 @@ def main() -> int:
     for row in rows:
         print(f"{row['arch']:7} {row['registers']:4} registers {row['spill_bytes']:4} bytes spilled {row['stack_bytes']:4} of stack  {row['kernel']}")
     if len(sys.argv) > 2:
+        compiler = f"nvcc {(machine.nvcc() or {}).get('release', 'unknown')}"
         lines = ",\n  ".join(map(json.dumps, rows))
-        Path(sys.argv[2]).write_text(f'{{"compiler": {json.dumps(compiler())}, "kernels": [\n  {lines}\n]}}\n')
+        Path(sys.argv[2]).write_text(f'{{"compiler": {json.dumps(compiler)}, "kernels": [\n  {lines}\n]}}\n')
     return 0
 
 
@@ -51,13 +54,6 @@ def plain(mangled: list[str]) -> dict[str, str]:
     bare = [name.replace("(anonymous namespace)::", "") for name in text.splitlines()]
     short = [re.sub(r"^void |hetserve::cuda::|hetserve::|\(.*$", "", name) for name in bare]
     return dict(zip(mangled, short, strict=True))
-
-
-def compiler() -> str:
-    try:
-        return subprocess.run(["nvcc", "--version"], capture_output=True, text=True, check=True).stdout.strip().splitlines()[-1]
-    except (OSError, subprocess.CalledProcessError):
-        return "unknown"
 
 
 if __name__ == "__main__":
