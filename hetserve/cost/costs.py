@@ -10,6 +10,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from math import prod
 
+from hetserve.cost.curve import NOTHING
 from hetserve.cost.measured import measured_step
 from hetserve.cost.rates import device_rates
 from hetserve.cost.roofline import Roofline, StepCost, workspace_bytes
@@ -69,16 +70,14 @@ class Costs:
             return measured_step(self.model, self.profile, self._measured(self.profile, device), layers, weights)
         whole = Roofline(self.model, weights, device_rates(self.cluster.device(device), weights)).step_cost()
         share = (layers[1] - layers[0]) / self.model.layers
-        head_s = whole.weights_s * self.model.vocab * self.model.embed_dim / self.model.parameters
         last = layers[1] == self.model.layers
         return replace(
             whole,
             fixed_s=whole.fixed_s * share,
-            token_s=whole.token_s * share,
-            weights_s=(whole.weights_s - head_s) * share + (head_s if last else 0.0),
+            layers=whole.layers * share,
+            head=whole.head if last else NOTHING,
             context_s=whole.context_s * share * DTYPE_BYTES[self.dtype] / DTYPE_BYTES[weights],
             pair_s=whole.pair_s * share,
-            sample_s=whole.sample_s if last else 0.0,
         )
 
     def head_cost(self, device: str, layers: tuple[int, int], primary: str | None = None, others: Iterable[str] = ()) -> HeadCost:
@@ -99,7 +98,7 @@ class Costs:
             head_s += (group + 2) * there.gamma_s + group * back.gamma_s  # q, k and v of a group there, its outputs back: 2r + 2 vectors
             fixed_s += there.beta_s + back.beta_s
             source += f"; {there.source}"
-        shared = 1 + sum(self.contention(device, other).attention_by_attention - 1 for other in others)
+        shared = 1 + sum(self.contention(device, other).attention.attention - 1 for other in others)
         return HeadCost(n_layers * head_s, n_layers * token_s, n_layers * fixed_s, source, shared)
 
     def contention(self, device: str, other: str) -> Contention:
@@ -108,7 +107,7 @@ class Costs:
         Of several others the slowdowns add up: together they make it 1 + sum(factor - 1) times slower. Only pairs are measured.
         """
         known = self.profile.beside(device, other) if self.profile is not None else None
-        return known or Contention(device, other, 1.0, 1.0, 1.0, 1.0)
+        return known or Contention(device, other)
 
     def link_cost(self, source: str, target: str) -> LinkCost:
         """One direction between two devices."""

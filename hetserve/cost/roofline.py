@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from hetserve.cost.curve import Curve
 from hetserve.cost.rates import Rates
 from hetserve.spec.model import DTYPE_BYTES, ModelSpec
 from hetserve.spec.plan import PAGE_TOKENS
@@ -14,12 +15,17 @@ class StepCost:
     """A step's time as a formula in what the controller knows of it. Frozen into its config, so a journal replays without the model."""
 
     fixed_s: float
-    token_s: float  # dense work per token
-    weights_s: float  # reading all weights once: what a small batch waits for
+    layers: Curve  # dense work, by tokens
+    head: Curve  # the LM head, by sampled tokens
+    attend_s: float  # decode attention at all
     context_s: float  # per token of context a decoding sequence reads
     pair_s: float  # per (token, earlier token) pair of a prefill chunk
-    sample_s: float  # per sampled token: the LM head
     source: str
+
+    @property
+    def token_s(self) -> float:
+        """Dense work per token of a large step, the LM head not in it."""
+        return self.layers.row_s
 
     def step_s(self, tokens: int, samples: int, decode_context: int, prefill_pairs: float) -> float:
         """Seconds of one step.
@@ -30,8 +36,9 @@ class StepCost:
             decode_context: sum of the decoding sequences' lengths.
             prefill_pairs: sum over chunks of tokens times the mean context they see.
         """
-        dense_s = max(self.weights_s, tokens * self.token_s + samples * self.sample_s)
-        return self.fixed_s + dense_s + decode_context * self.context_s + prefill_pairs * self.pair_s
+        dense_s = self.layers.at(tokens) + (self.head.at(samples) if samples else 0.0)
+        attention_s = (self.attend_s if decode_context else 0.0) + decode_context * self.context_s + prefill_pairs * self.pair_s
+        return self.fixed_s + dense_s + attention_s
 
 
 @dataclass(frozen=True)
@@ -65,13 +72,17 @@ class Roofline:
         dense = model.parameters - (head if model.tie_embeddings else 2 * head)  # the input embedding is a lookup, no product
         return StepCost(
             fixed_s=rates.step_s,
-            token_s=2 * dense / rates.dense_flops,
-            weights_s=(dense + head) * DTYPE_BYTES[self.dtype] / rates.read_bytes,
+            layers=self._products(dense),
+            head=self._products(head),
+            attend_s=0.0,
             context_s=self.kv_bytes(1) / rates.read_bytes,
             pair_s=4 * model.layers * model.q_dim / rates.dense_flops,
-            sample_s=2 * head / rates.dense_flops,
             source=rates.source,
         )
+
+    def _products(self, weights: int) -> Curve:
+        """Few rows wait for the weights, many for arithmetic."""
+        return Curve.floor(weights * DTYPE_BYTES[self.dtype] / self.rates.read_bytes, 2 * weights / self.rates.dense_flops)
 
 
 def token_pages(tokens: int, page_tokens: int = PAGE_TOKENS) -> int:

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import product
 
 from hetserve.planner.case import Case
 from hetserve.spec.model import DTYPE_BYTES
 from hetserve.spec.plan import PAGE_TOKENS, Group, Stage
+from hetserve.spec.profile import WORKS
 
 
 @dataclass(frozen=True)
@@ -26,11 +28,12 @@ class Load:
 
 @dataclass(frozen=True)
 class Busy:
-    """The share of time that a primary spends in products (prompts' attention with them) and in decode attention; the rest it waits."""
+    """The share of time that a primary spends with each of WORKS (prompts' attention is with their products); the rest it waits."""
 
     device: str
-    dense: float
     attention: float
+    decode: float
+    prompt: float
 
 
 @dataclass(frozen=True)
@@ -154,12 +157,12 @@ def attention_s(case: Case, stage: Stage, work: Load) -> float:
 
 def slowed(case: Case, device: str, alone: Times, beside: Sequence[Busy]) -> Times:
     """A stage's step beside what other devices do meanwhile: slowed by each for the share of time it works."""
-    dense = attention = 1.0
+    slower = dict.fromkeys(WORKS, 1.0)
     for other in beside:
         pair = case.costs.contention(device, other.device)
-        dense += other.dense * (pair.dense_by_dense - 1) + other.attention * (pair.dense_by_attention - 1)
-        attention += other.dense * (pair.attention_by_dense - 1) + other.attention * (pair.attention_by_attention - 1)
-    return Times(dense * alone.decode_s, dense * alone.prompt_s, attention * alone.attention_s)
+        for mine, others in product(WORKS, WORKS):
+            slower[mine] += getattr(other, others) * (pair.factor(mine, others) - 1)
+    return Times(slower["decode"] * alone.decode_s, slower["prompt"] * alone.prompt_s, slower["attention"] * alone.attention_s)
 
 
 def _steady(case: Case, group: Group, share: float) -> tuple[int, Load, list[Times]]:
@@ -186,7 +189,7 @@ def _stages_busy(group: Group, times: Sequence[Times], part: float) -> list[Busy
     """A group's primaries; the slowest stage's works for the share `part` of the time."""
     slowest_s = max(time.whole_s for time in times)
     return [
-        Busy(stage.primary[0], part * (time.decode_s + time.prompt_s) / slowest_s, part * time.attention_s / slowest_s)
+        Busy(stage.primary[0], *(part * one_s / slowest_s for one_s in (time.attention_s, time.decode_s, time.prompt_s)))
         for stage, time in zip(group.stages, times, strict=True)
     ]
 

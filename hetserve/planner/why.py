@@ -8,6 +8,7 @@ from dataclasses import replace
 from hetserve.planner.case import Case
 from hetserve.planner.estimate import together
 from hetserve.spec.plan import Group
+from hetserve.spec.profile import WORKS
 
 
 def devices(groups: Sequence[Group]) -> set[str]:
@@ -65,5 +66,5 @@ def _worst(case: Case, device: str, others: Iterable[str]) -> str:
     """The pair that slows each other most."""
     pairs = [(case.costs.contention(device, other), case.costs.contention(other, device)) for other in sorted(set(others) - {device})]
     here, there = max(pairs, key=lambda pair: max(*pair[0].factors.values(), *pair[1].factors.values()))
-    attention = f"attention {here.attention_by_attention:.2f} and {there.attention_by_attention:.2f}"
-    return f"{device} and {here.other}: {attention}, products {here.dense_by_dense:.2f} and {there.dense_by_dense:.2f} times slower"
+    each = (f"{work} {here.factor(work, work):.2f} and {there.factor(work, work):.2f}" for work in WORKS)
+    return f"{device} and {here.other}: {', '.join(each)} times slower"

@@ -1,8 +1,8 @@
 """How much slower a device's work becomes while another device works: one of two processes, which rests or works as it is told, line by line.
 
-Attention is decode attention of one layer after the other, dense a layer's products for a decoding batch and for a part of a prompt in turn, each
-beyond what the caches hold: what a running engine does. Times are of the clock that all times of a device are taken with (`own_clock`): waiting for
-a memory path or for an execution unit that another core has counts as CPU time, other processes on the same core do not.
+Attention is decode attention of one layer after the other, decode and prompt a layer's products for a decoding batch and for a part of a prompt,
+each beyond what the caches hold: what a running engine does. Times are of the clock that all times of a device are taken with (`own_clock`): waiting
+for a memory path or for an execution unit that another core has counts as CPU time, other processes on the same core do not.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from hetserve.engine.stretch import stretched
 from hetserve.profile.attention import attention_pass, layer_pool
 from hetserve.profile.dense import layer_points
 from hetserve.profile.rounds import LEAST_ROUNDS, Measure, own_clock
-from hetserve.profile.tasks import ATTENTION, DENSE, REST, ContentionTask
+from hetserve.profile.tasks import ATTENTION, DECODE, PROMPT, REST, ContentionTask
 from hetserve.spec.cluster import Stretch
 from hetserve.spec.model import DTYPE_BYTES
 from hetserve.spec.plan import PAGE_TOKENS
@@ -57,11 +57,13 @@ def keep_at(work: Sequence[Measure], window_s: float, told: Callable[[], bool], 
 def points(task: ContentionTask, flush_bytes: int) -> Mapping[str, Sequence[Measure]]:
     """What there is to do for each order. A stretched device sleeps after each point, as its worker does."""
     stretch = task.stretch or Stretch()
-    dense = layer_points(replace(task, effort=replace(task.effort, tokens=task.effort.mixed_tokens)), task.weights, flush_bytes)
+    rows = (task.effort.mixed_decode, task.effort.mixed_prompt)
+    decode, prompt = layer_points(replace(task, effort=replace(task.effort, tokens=rows)), task.weights, flush_bytes)
     return {
         REST: (),
         ATTENTION: [_slower(_attention(task, flush_bytes), stretch.attention)],
-        DENSE: [_slower(point, stretch.dense) for point in dense],
+        DECODE: [_slower(decode, stretch.dense)],
+        PROMPT: [_slower(prompt, stretch.dense)],
     }
 
 

@@ -8,10 +8,10 @@ from statistics import median
 import numpy as np
 
 from hetserve.cost.fit import every_fourth, fit_line
-from hetserve.profile.tasks import ATTENTION, DENSE, PHASES, REST, ContentionSamples, DeviceSamples, DeviceTask, LinkSamples, LinkTask
+from hetserve.profile.tasks import PHASES, REST, ContentionSamples, DeviceSamples, DeviceTask, LinkSamples, LinkTask
 from hetserve.spec.cluster import Device, Stretch
 from hetserve.spec.model import DTYPE_BYTES, ModelSpec
-from hetserve.spec.profile import AttentionLine, Contention, DensePoint, DenseTimes, DeviceProfile, LinkProfile
+from hetserve.spec.profile import WORKS, AttentionLine, Contention, DensePoint, DenseTimes, DeviceProfile, LinkProfile, Slowed
 
 
 def device_profile(device: Device, task: DeviceTask, samples: DeviceSamples) -> DeviceProfile:
@@ -57,7 +57,7 @@ def contentions(pair: tuple[Device, Device], samples: ContentionSamples) -> list
     """Of each device by the other: the median over rounds of its time beside the other over that alone in the same round. Less than 1 is chance."""
     found = []
     for number, (device, other) in enumerate((pair, pair[::-1])):
-        factors = [_factor(samples, number, mine, others) for mine in (ATTENTION, DENSE) for others in (ATTENTION, DENSE)]
+        factors = (Slowed(*(_factor(samples, number, mine, others) for others in WORKS)) for mine in WORKS)
         found.append(Contention(device.name, other.name, *factors))
     return found
 

@@ -26,26 +26,34 @@ class Effort:
     bulk_bytes: tuple[int, ...] = (2**22, 2**23, 2**24)
     pings: int = 30  # in a row, of one size
     window_s: float = 0.2  # two devices at once, or one of them while the other rests, at a stretch
-    mixed_rounds: int = 7  # of all of these
-    mixed_requests: int = 16
+    mixed_rounds: int = 5  # of all of these
+    mixed_requests: int = 16  # whose decode attention it is
     mixed_length: int = 1024  # tokens of each of these requests
-    mixed_tokens: tuple[int, ...] = (16, 128)  # products of a decoding batch, and of a part of a prompt
+    mixed_decode: int = 8  # rows of a decoding batch's products: fewer would slow each other more, more less
+    mixed_prompt: int = 128  # and of a part of a prompt
 
 
 FULL = Effort()
-QUICK = Effort(3, 4, 8, 2**22, (1, 4, 16), (1, 4), ((16, 16), (32, 64)), (2**10, 2**12, 2**14, 2**16), (2**20,), 5, 0.01, 2, 4, 64, (1, 16))
+QUICK = Effort(3, 4, 8, 2**22, (1, 4, 16), (1, 4), ((16, 16), (32, 64)), (2**10, 2**12, 2**14, 2**16), (2**20,), 5, 0.01, 2, 4, 64, 1, 16)
 
 # What two devices do in one round, phase by phase: what is measured together stands between the same alone.
-REST, ATTENTION, DENSE = "rest", "attention", "dense"
+REST, ATTENTION, DECODE, PROMPT = "rest", "attention", "decode", "prompt"
 PHASES = (
     (ATTENTION, REST),
     (ATTENTION, ATTENTION),
     (REST, ATTENTION),
-    (DENSE, ATTENTION),
-    (DENSE, REST),
-    (DENSE, DENSE),
-    (REST, DENSE),
-    (ATTENTION, DENSE),
+    (DECODE, ATTENTION),
+    (DECODE, REST),
+    (DECODE, DECODE),
+    (REST, DECODE),
+    (PROMPT, DECODE),
+    (PROMPT, REST),
+    (PROMPT, PROMPT),
+    (REST, PROMPT),
+    (ATTENTION, PROMPT),
+    (ATTENTION, DECODE),
+    (DECODE, PROMPT),
+    (PROMPT, ATTENTION),
 )
 
 

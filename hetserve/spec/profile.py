@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, fields
 from itertools import permutations
 from typing import Any
 
@@ -13,7 +13,7 @@ from hetserve.spec.fingerprint import model_fingerprint
 from hetserve.spec.model import ModelSpec
 from hetserve.spec.strict import build
 
-FORMAT = 1
+FORMAT = 2
 AGAIN = "`hetserve profile` measures it"
 
 
@@ -77,28 +77,35 @@ class LinkProfile:
 
 
 @dataclass(frozen=True)
-class Contention:
-    """How many times slower a device is while another one of its node works too, by what each of them does; 1: they are independent.
+class Slowed:
+    """How many times slower something is while another device does this; 1: not at all."""
 
-    Attention is decode attention of a large batch, dense a layer's products, a batch's and a prompt's.
-    """
+    attention: float = 1.0  # decode attention of a large batch
+    decode: float = 1.0  # a layer's products for a decoding batch: few rows, memory decides
+    prompt: float = 1.0  # for a part of a prompt: many rows, arithmetic decides
+
+
+WORKS = tuple(field.name for field in fields(Slowed))
+
+
+@dataclass(frozen=True)
+class Contention:
+    """How many times slower a device is while another one of its node works too: what it does itself, by what the other does."""
 
     device: str
     other: str
-    attention_by_attention: float
-    attention_by_dense: float  # its attention, beside the other's products
-    dense_by_attention: float
-    dense_by_dense: float
+    attention: Slowed = field(default_factory=Slowed)
+    decode: Slowed = field(default_factory=Slowed)
+    prompt: Slowed = field(default_factory=Slowed)
+
+    def factor(self, mine: str, others: str) -> float:
+        """Of one of WORKS beside another."""
+        return float(getattr(getattr(self, mine), others))
 
     @property
     def factors(self) -> dict[str, float]:
         """By what it is, for people."""
-        return {
-            "attention by attention": self.attention_by_attention,
-            "attention by products": self.attention_by_dense,
-            "products by attention": self.dense_by_attention,
-            "products by products": self.dense_by_dense,
-        }
+        return {f"{mine} by {others}": self.factor(mine, others) for mine in WORKS for others in WORKS}
 
 
 @dataclass(frozen=True)
@@ -180,8 +187,8 @@ def parse_profile(data: dict[str, Any], where: str) -> Profile:
     profile = build(Profile, tables, where)
     for device in profile.devices:
         line = device.attention
-        times = [line.a_s, line.b_s, line.c_s, *(one.layer_s for dense in device.dense for one in (*dense.layer, *dense.lm_head))]
-        _check(times, [device.read_bytes, device.prefill_pair_s], f"{where}: device {device.name!r}")
+        products = [one.layer_s for dense in device.dense for one in (*dense.layer, *dense.lm_head)]
+        _check([line.a_s, line.b_s, line.c_s], [device.read_bytes, device.prefill_pair_s, *products], f"{where}: device {device.name!r}")
         for dense in device.dense:
             for points in (dense.layer, dense.lm_head):
                 tokens = [point.tokens for point in points]

@@ -31,10 +31,11 @@ from hetserve.control.messages import (
     WorkerLost,
 )
 from hetserve.cost.costs import HeadCost
+from hetserve.cost.curve import Curve
 from hetserve.cost.roofline import StepCost
 from hetserve.systems import UNIFORM
 
-COST = StepCost(fixed_s=1e-3, token_s=1e-5, weights_s=1e-3, context_s=1e-7, pair_s=1e-9, sample_s=1e-6, source="test")
+COST = StepCost(1e-3, Curve.floor(1e-3, 1e-5), Curve((1.0,), (1e-6,)), attend_s=0.0, context_s=1e-7, pair_s=1e-9, source="test")
 PAGE_TOKENS = 4
 
 

@@ -7,12 +7,11 @@ from dataclasses import replace
 import pytest
 
 from hetserve.cost.costs import Costs
-from hetserve.cost.measured import fit_floor
 from hetserve.errors import SpecError
 from hetserve.spec.cluster import Cluster, Device, Link, Stretch
 from hetserve.spec.fingerprint import model_fingerprint
 from hetserve.spec.model import ModelSpec
-from hetserve.spec.profile import AttentionLine, Contention, DensePoint, DenseTimes, DeviceProfile, LinkProfile, Profile
+from hetserve.spec.profile import AttentionLine, Contention, DensePoint, DenseTimes, DeviceProfile, LinkProfile, Profile, Slowed
 
 MODEL = ModelSpec.from_hf(
     {
@@ -54,22 +53,15 @@ PROFILE = Profile(
 COSTS = Costs(MODEL, "bfloat16", CLUSTER, PROFILE)
 
 
-def test_a_floor_and_a_slope_are_found_again() -> None:
-    fit = fit_floor(points(1e-3, 1e-5))
-    assert (fit.floor_s, fit.row_s, fit.error) == pytest.approx((1e-3, 1e-5, 0))
-    assert fit_floor((DensePoint(8, 4e-3),)).row_s == pytest.approx(5e-4)
-    bent = fit_floor(tuple(DensePoint(rows, 1e-3 + 1e-5 * rows) for rows in (1, 8, 64, 512)))
-    assert 0 < bent.error < 0.5
-    with pytest.raises(SpecError):
-        fit_floor((DensePoint(1, 0.0),))
-
-
 def test_a_measured_stage() -> None:
     step = COSTS.stage_cost("slow", (1, 4), "float32")
-    assert COSTS.stage_cost("fast", (1, 4), "float32").weights_s == pytest.approx(3 * 1e-3 + 2e-3)
+    least = COSTS.stage_cost("fast", (1, 4), "float32")
+    assert least.layers.at(1) == pytest.approx(3 * 1e-3) and least.head.at(1) == pytest.approx(2e-3)
     assert step.token_s == pytest.approx(3 * 70e-5)
-    assert step.sample_s == pytest.approx(70 * 3e-5) and step.pair_s == pytest.approx(3 * 5e-9)
-    assert COSTS.stage_cost("slow", (0, 1), "float32").sample_s == 0
+    assert step.head.row_s == pytest.approx(70 * 3e-5) and step.pair_s == pytest.approx(3 * 5e-9)
+    assert step.step_s(8, 8, 10, 0.0) - step.step_s(8, 8, 0, 0.0) == pytest.approx(step.attend_s + 10 * step.context_s)
+    assert step.attend_s == pytest.approx(3 * 1e-5)
+    assert COSTS.stage_cost("slow", (0, 1), "float32").head.at(64) == 0
     assert "2026-01-01" in step.source and "float32" in step.source
 
 
@@ -85,7 +77,7 @@ def test_the_papers_lines_by_head_groups() -> None:
 def test_pools_of_a_stage_slow_each_other_as_measured() -> None:
     """1 + sum(factor - 1) over the others, on head_s and token_s alone, and told by `shared`, not in them."""
     names = ("fast", "slow", "third")
-    pairs = tuple(Contention(a, b, 1.4 if b == "fast" else 1.25, 9.0, 9.0, 9.0) for a in names for b in names if a != b)
+    pairs = tuple(Contention(a, b, Slowed(1.4 if b == "fast" else 1.25, 9.0, 9.0)) for a in names for b in names if a != b)
     costs = replace(COSTS, profile=replace(PROFILE, contention=pairs))
     assert costs.head_cost("slow", (0, 4), "fast", ["fast"]).shared == pytest.approx(1.4)
     both = costs.head_cost("slow", (0, 4), "fast", ["fast", "third"])
@@ -112,8 +104,10 @@ def test_stages_add_up_to_the_whole() -> None:
     bare = Costs(MODEL, "bfloat16", CLUSTER)
     for costs in (bare, COSTS):
         whole, first, second = (costs.stage_cost("fast", layers, "bfloat16") for layers in ((0, 4), (0, 1), (1, 4)))
-        for name in ("fixed_s", "token_s", "weights_s", "context_s", "pair_s", "sample_s"):
+        for name in ("fixed_s", "token_s", "attend_s", "context_s", "pair_s"):
             assert getattr(first, name) + getattr(second, name) == pytest.approx(getattr(whole, name)), name
+        for rows in (1, 7, 64, 5000):
+            assert first.step_s(rows, rows, rows, 0) + second.step_s(rows, rows, rows, 0) == pytest.approx(whole.step_s(rows, rows, rows, 0))
 
 
 def test_memory_is_weights_as_stored_and_workspace() -> None:

@@ -32,9 +32,9 @@ def test_a_step_is_counted_from_the_shape(tied) -> None:
     cost = Roofline(model(tie_word_embeddings=tied), "bfloat16", RATES).step_cost()
     layer = 2 * 32 * 32 + 2 * 32 * 16 + 3 * 32 * 80 + 2 * 32
     dense, head = 3 * layer + 32, 100 * 32
-    assert cost.token_s == 2 * dense / 1e9
-    assert cost.sample_s == 2 * head / 1e9
-    assert cost.weights_s == (dense + head) * 2 / 1e6
+    assert cost.token_s == pytest.approx(2 * dense / 1e9)
+    assert cost.head.row_s == pytest.approx(2 * head / 1e9)
+    assert cost.layers.at(1) + cost.head.at(1) == pytest.approx((dense + head) * 2 / 1e6)
     assert cost.context_s == 3 * 2 * 16 * 2 / 1e6
     assert cost.pair_s == 4 * 3 * 32 / 1e9
     assert cost.source == "made up"
@@ -42,8 +42,8 @@ def test_a_step_is_counted_from_the_shape(tied) -> None:
 
 def test_small_steps_wait_for_weights_and_large_ones_for_arithmetic() -> None:
     cost = Roofline(model(), "bfloat16", RATES).step_cost()
-    assert cost.step_s(1, 1, 0, 0) == cost.step_s(2, 2, 0, 0) == 0.5 + cost.weights_s
-    assert cost.step_s(10**6, 0, 0, 0) == 0.5 + 10**6 * cost.token_s
+    assert cost.step_s(1, 1, 0, 0) == cost.step_s(2, 2, 0, 0) == 0.5 + cost.layers.at(1) + cost.head.at(1)
+    assert cost.step_s(10**6, 0, 0, 0) == pytest.approx(0.5 + 10**6 * cost.token_s)
     assert cost.step_s(1, 1, 1000, 0) - cost.step_s(1, 1, 0, 0) == pytest.approx(1000 * cost.context_s)
 
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from hetserve.spec.cluster import Cluster, Device
 from hetserve.spec.fingerprint import model_fingerprint
 from hetserve.spec.model import ModelSpec
-from hetserve.spec.profile import AttentionLine, Contention, DensePoint, DenseTimes, DeviceProfile, LinkProfile, Profile
+from hetserve.spec.profile import AttentionLine, Contention, DensePoint, DenseTimes, DeviceProfile, LinkProfile, Profile, Slowed
 
 GIB = 2**30
 ROWS = (1, 8, 64, 512, 2048)
@@ -28,7 +28,8 @@ def cluster(devices: Mapping[str, tuple[str, float]]) -> Cluster:
 def contention(over: Cluster, attention: float, dense: float) -> tuple[Contention, ...]:
     """Devices that slow each other's attention and products so many times, whatever the other does."""
     names = [one.name for one in over.devices]
-    return tuple(Contention(a, b, attention, attention, dense, dense) for a in names for b in names if a != b)
+    attending, products = Slowed(attention, attention, attention), Slowed(dense, dense, dense)
+    return tuple(Contention(a, b, attending, products, products) for a in names for b in names if a != b)
 
 
 def profile(spec: ModelSpec, over: Cluster, row_s: Mapping[str, float], floor_s: float = 0.0, beta_s: float = 2e-5, float32: float = 2.0) -> Profile:

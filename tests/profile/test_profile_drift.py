@@ -9,7 +9,7 @@ import pytest
 from hetserve.engine.model.recipes import RECIPES
 from hetserve.profile.drift import BOUND, LINK_BOUND, UNBOUND, Drift, drifts
 from hetserve.spec.model import ModelSpec
-from hetserve.spec.profile import AttentionLine, Contention, DensePoint, DenseTimes, DeviceProfile, LinkProfile, Profile
+from hetserve.spec.profile import AttentionLine, Contention, DensePoint, DenseTimes, DeviceProfile, LinkProfile, Profile, Slowed
 
 TINY = ModelSpec.from_hf(RECIPES["tiny"].config, None, "tiny")
 DENSE = DenseTimes("bfloat16", (DensePoint(1, 1e-3), DensePoint(4, 2e-3)), (DensePoint(1, 2e-3),))
@@ -40,7 +40,7 @@ def test_each_kind_of_number_is_judged() -> None:
 
 
 def test_contention_is_judged_where_both_have_measured_it() -> None:
-    before, after = (replace(THEN, contention=(Contention("fast", "slow", factor, 1.0, 1.2, 1.5),)) for factor in (1.1, 1.5))
+    before, after = (replace(THEN, contention=(Contention("fast", "slow", Slowed(factor), Slowed(1.2, 1.5)),)) for factor in (1.1, 1.5))
     (found,) = [one for one in drifts(before, after, TINY) if one.beyond]
     assert (found.where, found.what, found.then, found.now) == ("fast beside slow", "attention by attention, times slower", 1.1, 1.5)
     assert not [one for one in drifts(THEN, after, TINY) if "beside" in one.where]

@@ -12,8 +12,10 @@ from hetserve.profile.fitted import bulk_rates, contentions, device_profile, lin
 from hetserve.profile.links import MeasuredLink
 from hetserve.profile.tasks import (
     ATTENTION,
+    DECODE,
     FULL,
     PHASES,
+    PROMPT,
     REST,
     AttentionPoint,
     ChunkPoint,
@@ -23,7 +25,6 @@ from hetserve.profile.tasks import (
     LinkSamples,
     LinkTask,
 )
-from hetserve.profile.tasks import DENSE as PRODUCTS
 from hetserve.spec.cluster import Device, Link, Stretch
 from hetserve.spec.model import ModelSpec
 from hetserve.spec.profile import DensePoint, DenseTimes
@@ -72,16 +73,24 @@ def test_one_slow_chunk_does_not_decide() -> None:
 
 def test_two_devices_that_slow_each_other() -> None:
     """Every round is slower than the one before by another disturbance, and one is far off: ratios within a round and their median do not see it."""
-    times = {("fast", ATTENTION): (3e-3,), ("fast", PRODUCTS): (2e-3, 9e-3), ("slow", ATTENTION): (4e-3,), ("slow", PRODUCTS): (5e-3, 7e-3)}
+    times = {
+        ("fast", ATTENTION): (3e-3,),
+        ("fast", DECODE): (2e-3,),
+        ("fast", PROMPT): (9e-3, 8e-3),
+        ("slow", ATTENTION): (4e-3,),
+        ("slow", DECODE): (5e-3,),
+        ("slow", PROMPT): (7e-3,),
+    }
     slower = {
         ("fast", ATTENTION, ATTENTION): 1.43,
-        ("fast", ATTENTION, PRODUCTS): 0.98,
-        ("fast", PRODUCTS, ATTENTION): 1.1,
-        ("fast", PRODUCTS, PRODUCTS): 1.5,
+        ("fast", ATTENTION, DECODE): 0.98,
+        ("fast", DECODE, ATTENTION): 1.1,
+        ("fast", DECODE, DECODE): 1.5,
+        ("fast", PROMPT, DECODE): 1.05,
         ("slow", ATTENTION, ATTENTION): 1.4,
-        ("slow", ATTENTION, PRODUCTS): 1.2,
-        ("slow", PRODUCTS, ATTENTION): 1.7,
-        ("slow", PRODUCTS, PRODUCTS): 1.3,
+        ("slow", ATTENTION, PROMPT): 1.2,
+        ("slow", DECODE, PROMPT): 1.7,
+        ("slow", PROMPT, PROMPT): 1.3,
     }
 
     def seconds(name: str, mine: str, others: str, disturbed: float) -> tuple[float, ...]:
@@ -96,8 +105,8 @@ def test_two_devices_that_slow_each_other() -> None:
     rounds = tuple(tuple(phases(*disturbance)) for disturbance in ((1.0,), (1.7,), (1.3,), (1.0, 8.0), (1.0, 0.2)))
     found = contentions((DEVICE, replace(DEVICE, name="slow")), ContentionSamples(rounds))
     assert [(one.device, one.other) for one in found] == [("d", "slow"), ("slow", "d")]
-    assert list(found[0].factors.values()) == pytest.approx([1.43, 1.0, 1.1, 1.5])
-    assert list(found[1].factors.values()) == pytest.approx([1.4, 1.2, 1.7, 1.3])
+    assert list(found[0].factors.values()) == pytest.approx([1.43, 1.0, 1.0, 1.1, 1.5, 1.0, 1.0, 1.05, 1.0])
+    assert list(found[1].factors.values()) == pytest.approx([1.4, 1.0, 1.2, 1.0, 1.0, 1.7, 1.0, 1.0, 1.3])
 
 
 def test_both_directions_of_a_link() -> None:

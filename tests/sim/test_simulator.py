@@ -14,13 +14,14 @@ from hetserve.control.config import ControllerConfig, GroupConfig, PoolConfig, S
 from hetserve.control.controller import Controller
 from hetserve.control.messages import MoveDone, MoveKv
 from hetserve.cost.costs import HeadCost
+from hetserve.cost.curve import Curve
 from hetserve.cost.roofline import StepCost
 from hetserve.drive import drive
 from hetserve.sim.device import SimStage
 from hetserve.sim.executor import Arrival, SimExecutor
 from hetserve.systems import UNIFORM
 
-COST = StepCost(fixed_s=2e-3, token_s=1e-4, weights_s=3e-3, context_s=1e-7, pair_s=1e-8, sample_s=1e-6, source="test")
+COST = StepCost(2e-3, Curve.floor(3e-3, 1e-4), Curve((1.0,), (1e-6,)), attend_s=0.0, context_s=1e-7, pair_s=1e-8, source="test")
 HEADS = HeadCost(0.0, COST.context_s / 4, 0.0, "test")  # of a pool with all four KV heads: what COST says of the context
 
 

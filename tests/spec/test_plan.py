@@ -200,7 +200,7 @@ def test_the_controller_knows_stages_attention_workers_and_roles() -> None:
     assert (remote.device, remote.pages) == ("slow", pool.pages) and remote.heads.fixed_s > local.heads.fixed_s
     split = replace(stage, layers=(0, 1)), replace(stage, layers=(1, 3), primary=("slow",), pools=(pool,))
     stages = config_from_plan(replace(plan, groups=(Group("mixed", split),))).groups[0].stages
-    assert [one.layers for one in stages] == [(0, 1), (1, 3)] and stages[0].cost.sample_s == 0 < stages[1].cost.sample_s
+    assert [one.layers for one in stages] == [(0, 1), (1, 3)] and stages[0].cost.head.row_s == 0 < stages[1].cost.head.row_s
     elsewhere = replace(stage, primary=("slow",), pools=(pool,))
     roles = replace(plan, groups=(Group("prefill", (stage,)), Group("decode", (elsewhere,))))
     assert [group.role for group in config_from_plan(roles).groups] == ["prefill", "decode"]

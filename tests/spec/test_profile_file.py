@@ -12,7 +12,7 @@ from hetserve.spec.cluster import Cluster, Device, Stretch, scaled
 from hetserve.spec.fingerprint import model_fingerprint
 from hetserve.spec.load import load_profile, save_profile
 from hetserve.spec.model import ModelSpec
-from hetserve.spec.profile import AttentionLine, Contention, DensePoint, DenseTimes, DeviceProfile, LinkProfile, Profile, require
+from hetserve.spec.profile import AttentionLine, Contention, DensePoint, DenseTimes, DeviceProfile, LinkProfile, Profile, Slowed, require
 
 TINY, OTHER = (ModelSpec.from_hf(RECIPES[name].config, None, name) for name in ("tiny", "tiny-mha"))
 CLUSTER = Cluster("pair", (1,), (Device("fast", "cpu", (0,), "", 2**30), Device("slow", "cpu", (1,), "avx2", 2**29)))
@@ -36,7 +36,7 @@ PROFILE = Profile(
     (device("fast", ""), device("slow", "avx2")),
     (LinkProfile("fast", "slow", 2e-8, 5e-5, 3e9, 0.11), LinkProfile("slow", "fast", 2e-8, 5e-5, 3.1e9, 0.11)),
     "abc",
-    (Contention("fast", "slow", 1.43, 1.0, 1.1, 1.5), Contention("slow", "fast", 1.4, 1.2, 1.1, 1.6)),
+    (Contention("fast", "slow", Slowed(1.43, 1.0, 1.2), Slowed(1.1, 1.5, 1.3), Slowed()), Contention("slow", "fast", decode=Slowed(1.2, 1.1, 1.6))),
 )
 
 
@@ -50,7 +50,7 @@ def test_a_profile_from_before_contention_was_measured_has_none(tmp_path) -> Non
 
 def test_how_devices_slow_each_other_is_known_of_all_pairs_of_a_node_or_of_none() -> None:
     known = PROFILE.beside("fast", "slow")
-    assert known is not None and known.factors["products by products"] == 1.5
+    assert known is not None and known.factors["decode by decode"] == 1.5
     half = replace(PROFILE, contention=PROFILE.contention[:1])
     with pytest.raises(SpecError, match="not how 'fast' slows 'slow'"):
         require(half, CLUSTER, TINY, "bfloat16")
@@ -68,16 +68,17 @@ def test_what_is_written_is_read_back(tmp_path) -> None:
 @pytest.mark.parametrize(
     ("old", "new", "kind", "said"),
     [
-        ("format = 1", "format = 2", UnsupportedError, "format 1 only"),
+        ("format = 2", "format = 1", UnsupportedError, "format 2 only"),
         ("gamma_s", "gama_s", SpecError, "did you mean 'gamma_s'"),
         ("prefill_pair_s = 3e-08", "prefill_pair_s = 0", SpecError, "device 'fast' has a time or a rate that none can be"),
         ("a_s = 4e-07", "a_s = -4e-07", SpecError, "none can be"),
         ("a_s = 4e-07", "a_s = nan", SpecError, "none can be"),
         ("bytes_per_s = 3000000000.0", "bytes_per_s = 0", SpecError, "the link from 'fast' to 'slow'"),
         ("{ tokens = 2,", "{ tokens = 1,", SpecError, "must ascend"),
-        ("dense_by_dense = 1.5", "dense_by_dense = 0.9", SpecError, "'fast' beside 'slow', products by products: 0.9 times slower"),
-        ("attention_by_attention = 1.43", "attention_by_attention = inf", SpecError, "attention by attention: inf times slower"),
-        ("attention_by_dense", "attention_by_dens", SpecError, "did you mean 'attention_by_dense'"),
+        ("attention = 1.43", "attention = inf", SpecError, "attention by attention: inf times slower"),
+        ("decode = 1.5", "decode = 0.9", SpecError, "'fast' beside 'slow', decode by decode: 0.9 times slower"),
+        ("decode = {", "decodes = {", SpecError, "did you mean 'decode'"),
+        ("layer_s = 0.", "layer_s = 0.0e", SpecError, "none can be"),
         ("[[devices]]", "[[devices]", SpecError, "not TOML"),
     ],
 )
