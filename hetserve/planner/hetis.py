@@ -59,7 +59,7 @@ def plan_hetis(cluster: Cluster, model: ModelSpec, workload: Workload | None, op
         parts = _divided(cluster, instances)
         removed = exclude(case, parts[0], options.delta)
         layouts = list(_layouts(case, parts, removed))
-        layout = _best(layouts)
+        layout = best_of(layouts)
         if layout is not None and (best is None or layout.rate > best.rate * (1 + PAYS)):
             best, removals = layout, removed
         tried += layouts
@@ -136,10 +136,10 @@ def _layouts(case: Case, parts: list[list[str]], removals: tuple[Removal, ...]) 
                 yield Layout(tuple(together(case, fitting)))
 
 
-def _best(layouts: Iterable[Layout]) -> Layout | None:
-    """The one with the highest rate; a larger one than others has to pay."""
+def best_of(layouts: Iterable[Layout]) -> Layout | None:
+    """The one with the highest rate; a larger one than others has to pay, in whichever order they were found."""
     best: Layout | None = None
-    for layout in layouts:
+    for layout in sorted(layouts, key=_size):
         if best is None or layout.rate > best.rate * (1 + PAYS if _size(layout) > _size(best) else 1.0):
             best = layout
     return best

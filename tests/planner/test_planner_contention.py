@@ -13,6 +13,7 @@ from hetserve.errors import SpecError
 from hetserve.planner.case import Case, open_case
 from hetserve.planner.draft import Part, stage
 from hetserve.planner.estimate import attention_s, held, load, rate, together
+from hetserve.planner.hetis import Layout, best_of
 from hetserve.planner.options import Options
 from hetserve.planner.pipeline import pipeline
 from hetserve.planner.whole import whole_group
@@ -93,6 +94,14 @@ def test_a_few_sequences_that_fit_at_home_stay_there(attention) -> None:
     made = plan("hetis", few)
     assert made.groups == plan("uniform", few).groups and "left out" in made.notes[1]
     assert held(few, made.groups[0]) == 2
+
+
+def test_a_larger_layout_has_to_pay_also_when_it_is_found_first() -> None:
+    one = case(row_s=BALANCED)
+    alone, both = (Layout((replace(group, requests_per_s=rate),)) for group, rate in ((whole_group(one, "fast"), 1.0), (pipeline(one, ["fast", "slow"]), 1.04)))
+    assert best_of([both, alone]) is best_of([alone, both]) is alone
+    worth = Layout((replace(both.groups[0], requests_per_s=1.06),))
+    assert best_of([worth, alone]) is best_of([alone, worth]) is worth
 
 
 def test_a_slow_link_leaves_the_device_out_however_calm_it_is() -> None:
