@@ -98,7 +98,8 @@ def test_a_few_sequences_that_fit_at_home_stay_there(attention) -> None:
 
 def test_a_larger_layout_has_to_pay_also_when_it_is_found_first() -> None:
     one = case(row_s=BALANCED)
-    alone, both = (Layout((replace(group, requests_per_s=rate),)) for group, rate in ((whole_group(one, "fast"), 1.0), (pipeline(one, ["fast", "slow"]), 1.04)))
+    alone = Layout((replace(whole_group(one, "fast"), requests_per_s=1.0),))
+    both = Layout((replace(pipeline(one, ["fast", "slow"]), requests_per_s=1.04),))
     assert best_of([both, alone]) is best_of([alone, both]) is alone
     worth = Layout((replace(both.groups[0], requests_per_s=1.06),))
     assert best_of([worth, alone]) is best_of([alone, worth]) is worth
