@@ -72,7 +72,12 @@ _folder = click.Path(file_okay=False, path_type=Path)
 @click.option(
     "--system", help="Which of this engine's systems to measure, planned for --cluster and its budgets  [default: hetis; uniform on one device]"
 )
-@click.option("--profile", type=_file, help="What `hetserve profile` measured of the cluster; every system is planned with it.")
+@click.option(
+    "--profile",
+    type=_file,
+    help="What `hetserve profile` measured of the cluster; every system is planned with it. none: planned by what such devices usually do  "
+    "[default: measured first, kept beside the results]",
+)
 @click.option("--memory-scale", help="Multiply the cluster's memory budgets, with commas for a curve: 1,2,4  [default: 1]")
 @click.option("--baseline-url", help="A running server as the other side; marked shared_cores, as it cannot be frozen.")
 @click.option("--baseline-dir", type=_folder, help="Where baselines are kept  [default: the cache folder]")
@@ -303,8 +308,7 @@ def _save(whole: dict[str, Any], flags: Flags, screen: Screen) -> None:
     from hetserve.bench import result
 
     now = datetime.now()
-    folder = flags.result_dir or Path("results") / "bench" / f"{now:%Y%m%d}"
-    path = result.save(whole, folder, f"{whole['machine']['name']}-{now:%H%M%S}.json")
+    path = result.save(whole, flags.result_folder, f"{whole['machine']['name']}-{now:%H%M%S}.json")
     screen.note(f"result: {path}")
     if not flags.save_result:
         return
@@ -312,4 +316,4 @@ def _save(whole: dict[str, Any], flags: Flags, screen: Screen) -> None:
     for name, system in whole["systems"].items():
         label = flags.label or (name if len(whole["systems"]) > 1 else flags.backend)
         file_name = flags.result_filename or result.vllm_file_name(label, system, system["model_id"], now)
-        screen.note(f"result in vLLM's form: {result.save(result.vllm_flat(system, metadata), folder, file_name)}")
+        screen.note(f"result in vLLM's form: {result.save(result.vllm_flat(system, metadata), flags.result_folder, file_name)}")

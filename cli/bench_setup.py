@@ -8,6 +8,7 @@ import os
 import shlex
 import sys
 from dataclasses import dataclass, field, replace
+from datetime import date
 from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,7 +16,19 @@ from typing import TYPE_CHECKING, Any
 from hetserve.errors import BaselineError, BenchError, ModelError, ResourceError, SpecError, UsageError
 
 from .baseline import baselines_folder, cache_folder
-from .bench_systems import asked_for, default_system, needed_tokens, planner_of, plans_of, resolve_systems, scales, vllm_kv_tokens, window
+from .bench_profile import NONE, profile_for
+from .bench_systems import (
+    asked_for,
+    default_system,
+    needed_tokens,
+    planner_of,
+    plans_of,
+    resolve_systems,
+    scales,
+    vllm_install,
+    vllm_kv_tokens,
+    window,
+)
 from .console import Screen
 
 if TYPE_CHECKING:
@@ -125,6 +138,11 @@ class Flags:
         return self.pairs if self.pairs is not None else PAIRS_OF_MANY if several else PAIRS
 
     @property
+    def result_folder(self) -> Path:
+        """Where results go."""
+        return self.result_dir or Path("results") / "bench" / f"{date.today():%Y%m%d}"
+
+    @property
     def standard(self) -> bool:
         """Whether the standard run's defaults hold."""
         return self.url is None and all(getattr(self, name) is None for name in DATASET_FLAGS)
@@ -170,7 +188,7 @@ def resolve(flags: Flags, screen: Screen, logs: Path) -> list[Job]:
         raise UsageError("--base-url measures one running server and takes no baseline.", hint="leave --base-url out: hetserve is then started")
     if flags.plan is not None and (flags.dtype != "auto" or any(one is not None for one in (flags.max_model_len, flags.kv_memory, flags.cluster))):
         raise UsageError("--plan settles --cluster, --dtype, --kv-memory and --max-model-len; they cannot be given too.")
-    if flags.profile is not None and (flags.url or flags.plan is not None):
+    if flags.profile not in (None, NONE) and (flags.url or flags.plan is not None):
         raise UsageError("--profile is for planning, and nothing is planned here.", hint="a plan carries the profile it was made with")
     if flags.timeline is not None and not flags.timeline.absolute().parent.is_dir():
         raise UsageError(f"the timeline cannot be written to {str(flags.timeline)!r}: there is no such folder")
@@ -180,7 +198,7 @@ def resolve(flags: Flags, screen: Screen, logs: Path) -> list[Job]:
         flags = replace(flags, cluster=_cluster_name(flags, screen))
     if _plans_here(flags):
         return _resolve_many(flags, screen, logs)
-    if flags.profile is not None:
+    if flags.profile not in (None, NONE):
         raise UsageError("--profile is for planning systems, and this engine alone is laid out without.", hint="--system NAME plans with it")
     return [_resolve_url(flags) if flags.url else _resolve_own(flags, screen, logs)]
 
@@ -215,7 +233,7 @@ def _resolve_many(flags: Flags, screen: Screen, logs: Path) -> list[Job]:
     """Systems planned here, on one cluster: a job for each scale of its budgets, all with the same requests."""
     from hetserve.bench.launches import Setup
     from hetserve.spec.cluster import require_cores, scaled
-    from hetserve.spec.load import load_cluster, load_model, load_profile, this_host
+    from hetserve.spec.load import load_cluster, load_model, this_host
 
     for name in ("url", "plan", "kv_memory", "baseline_url"):
         if getattr(flags, name) is not None:
@@ -235,13 +253,12 @@ def _resolve_many(flags: Flags, screen: Screen, logs: Path) -> list[Job]:
     folder = _model_folder(flags.model or STANDARD_MODEL, screen)
     spec = load_model(folder)
     require_cores(cluster, this_host())
-    if flags.profile is None and len(cluster.devices) > 1:
-        measuring = f"hetserve profile {shlex.quote(str(folder))} --cluster {shlex.quote(str(flags.cluster))} -o profile.toml"
-        screen.note(f"planned by what such cores usually do, not by what these were measured to do: {measuring}; then --profile profile.toml")
     dtype = spec.dtype if flags.dtype == "auto" else flags.dtype
     name, kv_token_bytes = flags.served_model_name or folder.name, spec.kv_bytes_per_token(dtype)
     drawn, _ = _workload(flags, Path(flags.tokenizer or folder), spec.max_positions)
-    planner = planner_of(spec, dtype, _means(drawn, flags), load_profile(flags.profile) if flags.profile else None)
+    vllm_install(asked, flags.baseline_dir)  # says what is missing before anything is measured
+    flags, profile = profile_for(flags, cluster, spec, dtype, screen)
+    planner = planner_of(spec, dtype, _means(drawn, flags), profile)
     setups = [Setup(folder, name, scaled(cluster, factor), dtype, 0, kv_token_bytes, flags.max_model_len or 0, logs) for factor in factors]
     longest = flags.max_model_len or 0
     if not longest:

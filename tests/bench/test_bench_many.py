@@ -21,11 +21,12 @@ from hetserve.cli.bench_systems import asked_for, needed_tokens, scales, window
 from hetserve.cli.bench_table import render_many
 from hetserve.cli.console import Screen
 from hetserve.errors import HetserveError, ResourceError, UsageError
+from hetserve.profile.tasks import QUICK
 from hetserve.spec.cluster import Cluster, Device
-from hetserve.spec.load import load_model, load_plan
+from hetserve.spec.load import load_model, load_plan, load_profile
 
 MIB = 2**20
-SMALL = ["--dataset-name", "random", "--random-input-len", "20", "--random-output-len", "6", "--num-prompts", "4"]
+SMALL = ["--dataset-name", "random", "--random-input-len", "20", "--random-output-len", "6", "--num-prompts", "4", "--profile", "none"]
 CLUSTER = """
 [cluster]
 name = "two"
@@ -94,6 +95,18 @@ def test_a_baseline_that_fails_is_a_line_and_not_the_end(faked: Any, model: Path
     )
     saved = json.loads(next(Path("results/bench").glob("*/*.json")).read_text())
     assert list(saved["missing"]) == ["uniform-policy"] and list(saved["ratios"]) == ["vllm-all"]
+
+
+def test_devices_are_measured_where_no_profile_is_given(faked: Any, model: Path, two: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The profile stands beside the result and in its command, and the plans carry it."""
+    monkeypatch.setattr("hetserve.profile.tasks.FULL", QUICK)
+    arguments = [word for word in SMALL if word not in ("--profile", "none")]
+    got = run("--baseline", "hetis", "--cluster", two, "--model", str(model), *arguments, "--pairs", "1", "--json")
+    (path,) = Path("results/bench").glob("*/*-profile-*.toml")
+    assert [one.name for one in load_profile(path).devices] == ["fast", "slow"] and "measured first" in got.stderr
+    assert f"--profile {path}" in json.loads(got.stdout)["command"]
+    again = run("--baseline", "hetis", "--cluster", two, "--model", str(model), *arguments, "--pairs", "1", "--profile", str(path), "--json")
+    assert json.loads(again.stdout)["systems"]["hetis"]["plan"] == json.loads(got.stdout)["systems"]["hetis"]["plan"]
 
 
 def test_a_curve_over_memory_has_the_same_requests_everywhere(faked: Any, model: Path, two: str) -> None:
