@@ -21,9 +21,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hetserve.spec.cluster import isa_levels
+from hetserve.spec.host import nvidia_gpus
 
 PACKAGES = ("hetserve", "torch", "numpy", "transformers", "tokenizers")
-TOOL_S = 10.0  # how long nvidia-smi, nvcc or git may take to answer
+TOOL_S = 10.0  # how long nvcc or git may take to answer
 
 
 def describe() -> dict[str, Any]:
@@ -95,15 +96,8 @@ def caches() -> dict[str, int]:
 
 
 def gpus() -> list[dict[str, Any]]:
-    """The NVIDIA GPUs nvidia-smi lists; empty when there is none, or no driver."""
-    fields = "name,memory.total,compute_cap,driver_version"
-    said = _ask(["nvidia-smi", f"--query-gpu={fields}", "--format=csv,noheader,nounits"])
-    rows = [[cell.strip() for cell in line.split(",")] for line in said.splitlines()]
-    return [
-        {"name": row[0], "memory_bytes": int(row[1]) * 2**20, "compute_capability": row[2], "driver": row[3]}
-        for row in rows
-        if len(row) == 4 and row[1].isdigit()
-    ]
+    """The NVIDIA GPUs of this machine; empty when there is none, or no driver."""
+    return [dict(zip(("name", "memory_bytes", "compute_capability", "driver"), gpu, strict=True)) for gpu in nvidia_gpus()]
 
 
 def nvcc() -> dict[str, str] | None:

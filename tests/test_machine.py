@@ -8,6 +8,7 @@ import os
 import pytest
 
 from hetserve import machine
+from hetserve.spec.host import parse_gpus
 
 XEON = """processor\t: 0
 model name\t: Intel(R) Xeon(R) Platinum 8481C CPU @ 2.70GHz
@@ -38,10 +39,9 @@ def test_cgroup_quota(text: str, cores: float | None) -> None:
 
 
 def test_gpus_are_what_nvidia_smi_lists(monkeypatch) -> None:
-    monkeypatch.setattr(machine, "_ask", lambda command: "NVIDIA H200, 143771, 9.0, 570.1\nbroken line\n")
+    monkeypatch.setattr(machine, "nvidia_gpus", lambda: parse_gpus("NVIDIA H200, 143771, 9.0, 570.1\nbroken line\n"))
     assert machine.gpus() == [{"name": "NVIDIA H200", "memory_bytes": 143771 * 2**20, "compute_capability": "9.0", "driver": "570.1"}]
-    monkeypatch.setattr(machine, "_ask", lambda command: "")
-    assert machine.gpus() == []
+    assert parse_gpus("") == ()
 
 
 def test_the_description_is_json_and_true_here() -> None:

@@ -188,6 +188,9 @@ def make_channels(
             stretch=device.stretch,
             slowed=tuple(link for link in plan.cluster.links if link.emulate and link.source == name),
             address=door.host if door is not None and joining else "127.0.0.1",
+            kind=device.kind,
+            index=device.index,
+            gpus=tuple(one.name for one in plan.cluster.devices if one.is_gpu),
             peer_s=peer_s,
         )
         if in_process:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from hetserve.control.codec import Codec
 from hetserve.control.messages import Int32s, MoveKv, RunStep
 from hetserve.spec.cluster import Link as DeclaredLink
-from hetserve.spec.cluster import Stretch
+from hetserve.spec.cluster import CPU, Stretch
 
 PATIENCE = 10.0  # a peer may take this many times the predicted step time ...
 PATIENCE_MIN_S = 5.0  # ... and never less than this, before it counts as frozen (DESIGN section 9)
@@ -80,6 +80,9 @@ class WorkerConfig:
     stretch: Stretch | None = None  # sleeps so much; its results are emulated
     slowed: tuple[DeclaredLink, ...] = ()  # links from this device that are to be no better than declared
     address: str = "127.0.0.1"  # of the interface on which this worker's peers reach it
+    kind: str = CPU  # as in the cluster file
+    index: int = 0  # which GPU
+    gpus: tuple[str, ...] = ()  # the plan's devices that are GPUs
     peer_s: float = PEER_S  # how long a peer may leave a chunk of a move waiting: longer than its steps in flight
 
     def peers(self) -> tuple[str, ...]:

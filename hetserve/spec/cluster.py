@@ -13,7 +13,8 @@ from typing import Any
 from hetserve.errors import ResourceError, SpecError, UnsupportedError
 from hetserve.spec.strict import build
 
-KINDS = ("cpu",)
+CPU, CUDA, EMULATED = "cpu", "cuda", "cuda-emulated"
+KINDS = (CPU, CUDA, EMULATED)  # EMULATED: a GPU whose kernels run on the CPU, far slower, so that its worker can be tested anywhere
 SIZES = {"B": 1, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "TiB": 2**40}
 
 # The levels csrc is built for, weakest first, and the CPU flags each needs beside those of the level before.
@@ -34,6 +35,7 @@ class Host:
     cores: tuple[int, ...]  # the cores this process may use, ascending
     memory_bytes: int
     isa: str  # the best of ISAS its cores have; empty: not even the first
+    gpus: tuple[int, ...] = ()  # bytes of each NVIDIA GPU, by index
 
 
 @dataclass(frozen=True)
@@ -55,6 +57,11 @@ class Device:
     memory_bytes: int  # total budget: weights as they are stored, workspace and KV pages; not the code of the libraries
     stretch: Stretch | None = None
     node: str = ""  # empty: the node the controller runs on
+    index: int = 0  # which GPU of its node; of a CPU nothing
+
+    @property
+    def is_gpu(self) -> bool:
+        return self.kind != CPU
 
 
 @dataclass(frozen=True)
@@ -224,8 +231,10 @@ def _device(declared: _Device, host: Host, where: str) -> Device:
     device = f"{where}: device {declared.name!r}"
     if declared.kind not in KINDS:
         raise UnsupportedError(f"{device} is of kind {declared.kind!r}", f"supported kinds: {', '.join(KINDS)}")
-    if declared.index is not None:
+    if declared.kind == CPU and declared.index is not None:
         raise SpecError(f"{device} is a CPU and has an index", "cores says which part of the CPU it is; index is a GPU's")
+    if declared.kind != CPU:
+        return _gpu(declared, host, device)
     if declared.stretch and not (declared.stretch.dense >= 1 and declared.stretch.attention >= 1):
         got = f"dense {declared.stretch.dense:g} and attention {declared.stretch.attention:g}"
         raise SpecError(f"{device}: stretch makes a device slower, its factors are at least 1, got {got}")
@@ -237,15 +246,33 @@ def _device(declared: _Device, host: Host, where: str) -> Device:
     return Device(declared.name, declared.kind, cores, isa, memory_bytes, declared.stretch, declared.node)
 
 
+def _gpu(declared: _Device, host: Host, device: str) -> Device:
+    """A GPU. Its cores are those that its worker process runs on, which waits most of the time and may share them."""
+    index = declared.index or 0
+    for given, what in ((declared.isa, "isa"), (declared.stretch, "stretch")):
+        if given:
+            raise SpecError(f"{device} is a GPU and has {what}", "that is for CPUs")
+    whole_bytes = None
+    if declared.kind == CUDA and not declared.node:
+        if not 0 <= index < len(host.gpus):
+            raise ResourceError(f"{device} is GPU {index}, but this machine has {len(host.gpus)} NVIDIA GPUs", "`hetserve doctor` lists them")
+        whole_bytes = host.gpus[index]
+    memory_bytes = parse_bytes(declared.memory, f"{device}: memory", whole_bytes)
+    if whole_bytes is not None and memory_bytes > whole_bytes:
+        raise ResourceError(f"{device} is to have {memory_bytes / 2**30:.1f} GiB of a GPU with {whole_bytes / 2**30:.1f}")
+    cores = resolve_cores(declared.cores or "first", host, device)
+    return Device(declared.name, declared.kind, cores, "", memory_bytes, None, declared.node, index)
+
+
 def _check_apart(devices: tuple[Device, ...], where: str) -> None:
-    """Two devices may share a core only where both are stretched, and so leave it idle for a known part of the time."""
+    """Two CPU devices may share a core only where both are stretched, and so leave it idle for a known part of the time."""
     if not devices:
         raise SpecError(f"{where}: a cluster needs at least one [[device]]")
     owner: dict[tuple[str, int], Device] = {}
     for index, device in enumerate(devices):
         if device.name in {earlier.name for earlier in devices[:index]}:
             raise SpecError(f"{where}: two devices are called {device.name!r}", "every device needs a name of its own")
-        for core in device.cores:
+        for core in device.cores if not device.is_gpu else ():
             other = owner.setdefault((device.node, core), device)
             if other is not device and not (other.stretch and device.stretch):
                 raise SpecError(f"{where}: core {core} belongs to both {other.name!r} and {device.name!r}", "only stretched devices share cores")

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from hetserve.errors import ModelError, SpecError
-from hetserve.spec.cluster import Cluster, Host, isa_levels, parse_cluster
+from hetserve.spec.cluster import Cluster, Host, parse_cluster
+from hetserve.spec.host import this_host
 from hetserve.spec.model import ModelSpec
 from hetserve.spec.plan import Plan, decode_plan, encode_plan
 from hetserve.spec.profile import Profile, encode_profile, parse_profile
@@ -86,16 +87,6 @@ def save_profile(profile: Profile, path: str | Path) -> None:
         SpecError: the file cannot be written.
     """
     _replace(Path(path), encode_profile(profile), "profile")
-
-
-def this_host() -> Host:
-    """The cores this process may use, the memory it may have (its cgroup's limit where that is lower than the machine's) and the CPU's best ISA."""
-    limits_bytes = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
-    cgroup = Path("/sys/fs/cgroup/memory.max")
-    if cgroup.is_file() and cgroup.read_text().strip().isdigit():
-        limits_bytes.append(int(cgroup.read_text()))
-    levels = isa_levels(Path("/proc/cpuinfo").read_text())
-    return Host(tuple(sorted(os.sched_getaffinity(0))), min(limits_bytes), levels[-1] if levels else "")
 
 
 def _replace(path: Path, text: str, what: str) -> None:

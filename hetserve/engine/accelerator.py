@@ -1,0 +1,164 @@
+"""Where a worker's tensors lie and how its work gets there: a CPU, a GPU, or a GPU whose kernels run on fibers of the CPU, for tests.
+
+On a CPU an op is done when its call returns. On a GPU it is put on the current stream: whoever needs its outcome on the host waits for it
+(`synchronize`, or a `Mark`), and what is sent there comes from pinned memory.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from typing import Protocol
+
+import torch
+
+from hetserve import _C
+from hetserve.errors import ResourceError, UnsupportedError
+from hetserve.spec.cluster import CUDA, EMULATED
+
+Run = Callable[[], None]
+
+
+class Mark(Protocol):
+    """A moment in the work that was put on a device."""
+
+    def wait(self) -> None:
+        """Returns once the device has come that far."""
+
+    def before_next(self) -> None:
+        """What is put on the current stream from now on comes after it."""
+
+
+class Accelerator(Protocol):
+    """One device, for everything of a worker."""
+
+    device: torch.device  # of weights, KV and activations
+    layout: str  # of KV pages: "packed" for the CPU's kernels, "plain" for a GPU's
+    is_gpu: bool  # attention takes plans in device memory, steps can be captured
+
+    def host(self, *shape: int, dtype: torch.dtype) -> torch.Tensor:
+        """Memory on the host that the device copies from and to without waiting for the host."""
+
+    def mark(self) -> Mark:
+        """Now, on the current stream."""
+
+    def synchronize(self) -> None:
+        """Waits for the current stream."""
+
+    def background(self) -> AbstractContextManager[object]:
+        """What is put on the device inside gives way to everything else (for as long as the thread stays inside)."""
+
+    def capture(self, run: Run) -> Run:
+        """What does again, on the same memory, what `run` puts on the device. Run once before, so that nothing is loaded or allocated in it."""
+
+    def free_bytes(self) -> int | None:
+        """Memory that can be had on the device; None: it is the host's."""
+
+
+class _Done:
+    """A mark of a device that is never behind."""
+
+    def wait(self) -> None:
+        return
+
+    before_next = wait
+
+
+class CpuAccelerator:
+    device = torch.device("cpu")
+    layout = "packed"
+    is_gpu = False
+
+    def host(self, *shape: int, dtype: torch.dtype) -> torch.Tensor:
+        return torch.empty(shape, dtype=dtype)
+
+    def mark(self) -> Mark:
+        return _Done()
+
+    def synchronize(self) -> None:
+        return
+
+    def background(self) -> AbstractContextManager[object]:
+        return nullcontext()
+
+    def capture(self, run: Run) -> Run:
+        return run
+
+    def free_bytes(self) -> int | None:
+        return None
+
+
+class EmulatedGpu(CpuAccelerator):
+    """The CPU, with a GPU's kernels, plans and page layout."""
+
+    layout = "plain"
+    is_gpu = True
+
+    def __init__(self) -> None:
+        _C.use_isa("cuda-emulated")
+
+
+class CudaGpu:
+    """One NVIDIA GPU, the process's current device from now on."""
+
+    layout = "plain"
+    is_gpu = True
+
+    def __init__(self, index: int) -> None:
+        if not _C.info()["cuda"]:
+            raise UnsupportedError("hetserve was built without CUDA kernels", "`make install` builds them where nvcc 12 or newer is")
+        if not torch.cuda.is_available() or index >= torch.cuda.device_count():
+            raise ResourceError(f"there is no GPU {index} here that torch can use", "`hetserve doctor` lists GPUs, and how torch was built")
+        torch.cuda.set_device(index)
+        self.device = torch.device("cuda", index)
+        self._background = torch.cuda.Stream(self.device, priority=0)
+        self._steps = torch.cuda.Stream(self.device, priority=-1)  # before what runs in the background
+        torch.cuda.set_stream(self._steps)
+
+    def host(self, *shape: int, dtype: torch.dtype) -> torch.Tensor:
+        return torch.empty(shape, dtype=dtype, pin_memory=True)
+
+    def mark(self) -> Mark:
+        return _Event()
+
+    def synchronize(self) -> None:
+        torch.cuda.current_stream().synchronize()
+
+    def background(self) -> AbstractContextManager[object]:
+        return torch.cuda.stream(self._background)
+
+    def capture(self, run: Run) -> Run:
+        run()
+        self.synchronize()
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, stream=self._steps, capture_error_mode="thread_local"):  # other threads move KV meanwhile
+            run()
+        return graph.replay
+
+    def free_bytes(self) -> int | None:
+        return int(torch.cuda.mem_get_info(self.device)[0])
+
+
+class _Event:
+    """A mark on a CUDA stream."""
+
+    def __init__(self) -> None:
+        self._event = torch.cuda.Event(blocking=True)  # a wait that sleeps: the host's cores have other work
+        self._event.record()
+
+    def wait(self) -> None:
+        self._event.synchronize()
+
+    def before_next(self) -> None:
+        torch.cuda.current_stream().wait_event(self._event)
+
+
+def make_accelerator(kind: str, index: int = 0) -> Accelerator:
+    """The device of a worker of that kind, as cluster files name it.
+
+    Raises:
+        UnsupportedError: this build has no kernels for it. ResourceError: there is no such GPU.
+    """
+    if kind == CUDA:
+        return CudaGpu(index)
+    return EmulatedGpu() if kind == EMULATED else CpuAccelerator()
