@@ -40,7 +40,7 @@ def _measured(folder: Path, cluster: Cluster, spec: ModelSpec, dtype: str, scree
 
     path = folder / f"{machine.describe()['name']}-profile-{datetime.now():%H%M%S}.toml"
     path.parent.mkdir(parents=True, exist_ok=True)
-    screen.note("what the devices can do is measured first, in under two minutes; --profile FILE takes an earlier profile, --profile none does without")
+    screen.note("what the devices can do is measured first, in under two minutes; --profile FILE takes an earlier profile, --profile none none")
     with screen.progress(f"measuring {cluster.name} for {spec.name}", ticks(cluster, FULL)) as advance:
         save_profile(measure(cluster, spec, dtype, FULL, advance), path)
     screen.note(f"profile: {path}")

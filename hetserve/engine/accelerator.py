@@ -36,6 +36,9 @@ class Accelerator(Protocol):
     layout: str  # of KV pages: "packed" for the CPU's kernels, "plain" for a GPU's
     is_gpu: bool  # attention takes plans in device memory, steps can be captured
 
+    def begin_thread(self) -> None:
+        """Makes it the calling thread's device, and its stream for steps the current one: both belong to a thread."""
+
     def host(self, *shape: int, dtype: torch.dtype) -> torch.Tensor:
         """Memory on the host that the device copies from and to without waiting for the host."""
 
@@ -49,7 +52,11 @@ class Accelerator(Protocol):
         """What is put on the device inside gives way to everything else (for as long as the thread stays inside)."""
 
     def capture(self, run: Run) -> Run:
-        """What does again, on the same memory, what `run` puts on the device. Run once before, so that nothing is loaded or allocated in it."""
+        """What does again, on the same memory, what `run` puts on the device. It must have run once before, so that nothing is loaded in it.
+
+        Captures of one device share memory: what one leaves for another, or for the host, stays referred to, and they run in the order of their
+        capture.
+        """
 
     def free_bytes(self) -> int | None:
         """Memory that can be had on the device; None: it is the host's."""
@@ -81,6 +88,9 @@ class CpuAccelerator:
     def background(self) -> AbstractContextManager[object]:
         return nullcontext()
 
+    def begin_thread(self) -> None:
+        return
+
     def capture(self, run: Run) -> Run:
         return run
 
@@ -99,7 +109,7 @@ class EmulatedGpu(CpuAccelerator):
 
 
 class CudaGpu:
-    """One NVIDIA GPU, the process's current device from now on."""
+    """One NVIDIA GPU, and the current device of the thread that makes this."""
 
     layout = "plain"
     is_gpu = True
@@ -109,10 +119,14 @@ class CudaGpu:
             raise UnsupportedError("hetserve was built without CUDA kernels", "`make install` builds them where nvcc 12 or newer is")
         if not torch.cuda.is_available() or index >= torch.cuda.device_count():
             raise ResourceError(f"there is no GPU {index} here that torch can use", "`hetserve doctor` lists GPUs, and how torch was built")
-        torch.cuda.set_device(index)
         self.device = torch.device("cuda", index)
         self._background = torch.cuda.Stream(self.device, priority=0)
         self._steps = torch.cuda.Stream(self.device, priority=-1)  # before what runs in the background
+        self._pool = torch.cuda.graph_pool_handle()
+        self.begin_thread()
+
+    def begin_thread(self) -> None:
+        torch.cuda.set_device(self.device)
         torch.cuda.set_stream(self._steps)
 
     def host(self, *shape: int, dtype: torch.dtype) -> torch.Tensor:
@@ -128,11 +142,12 @@ class CudaGpu:
         return torch.cuda.stream(self._background)
 
     def capture(self, run: Run) -> Run:
-        run()
-        self.synchronize()
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, stream=self._steps, capture_error_mode="thread_local"):  # other threads move KV meanwhile
+        graph.capture_begin(self._pool, "thread_local")  # other threads move KV meanwhile
+        try:
             run()
+        finally:
+            graph.capture_end()
         return graph.replay
 
     def free_bytes(self) -> int | None:

@@ -1,12 +1,15 @@
-"""Attention of one step on one device: builds the items once, then stores and attends layer by layer through `_C`."""
+"""Attention of one step on one device: builds the items once, then stores and attends layer by layer through `_C`. GPUs: `device_attention.py`."""
 
 from __future__ import annotations
+
+from typing import Protocol
 
 import numpy as np
 import torch
 
 from hetserve import _C
 from hetserve.control.messages import Int32s
+from hetserve.engine.accelerator import Accelerator
 from hetserve.engine.sequences import Rows, Sequences
 from hetserve.spec.model import ModelSpec
 
@@ -21,23 +24,34 @@ class KvMemory:
         layers: (first, last) of the model, whose KV is here.
         pages, page_tokens, head_dim: shape of the pool (see `_C.KvPool`).
         dtype: "float32" or "bfloat16".
+        at: the device.
     """
 
-    def __init__(self, layers: tuple[int, int], pages: int, page_tokens: int, head_dim: int, dtype: str) -> None:
+    def __init__(self, layers: tuple[int, int], pages: int, page_tokens: int, head_dim: int, dtype: str, at: Accelerator) -> None:
         count = layers[1] - layers[0]
         size_bytes = _C.KvPool.bytes(count, pages, page_tokens, head_dim, dtype)
-        self.storage = torch.empty(size_bytes, dtype=torch.uint8)
-        _C.advise_huge(self.storage)
+        self.storage = torch.empty(size_bytes, dtype=torch.uint8, device=at.device)
+        if self.storage.device.type == "cpu":
+            _C.advise_huge(self.storage)
         self.storage.zero_()  # touched now: a missing page of memory would otherwise be found, and paid for, in the middle of a step
-        self.pool = _C.KvPool(self.storage, count, pages, page_tokens, head_dim, dtype, "packed")
+        self.pool = _C.KvPool(self.storage, count, pages, page_tokens, head_dim, dtype, at.layout)
+        self.at = at
+        self.page_tokens = page_tokens
         self.rows = self.storage.view(count, pages, -1)  # the same bytes: [layers, pages, a page of one layer]
         self.first_layer = layers[0]
         self.dtype = DTYPES[dtype]
         self.size_bytes = size_bytes
 
 
+class Attending(Protocol):
+    """One step's attention over the head groups that lie in one pool of this device."""
+
+    def __call__(self, layer: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, out: torch.Tensor) -> None:
+        """Stores k and v, then attends into `out`. q, out: [rows, groups * group * head_dim]; k, v: [rows, groups * head_dim]."""
+
+
 class LocalAttention:
-    """One step's attention over the head groups that lie in one pool of this device.
+    """`Attending` on a CPU.
 
     Args:
         memory: the pool.
@@ -56,7 +70,7 @@ class LocalAttention:
         self._plan = _C.AttentionPlan(memory.pool, torch.from_numpy(items), page_table, rows, groups * spec.group, spec.group)
 
     def __call__(self, layer: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, out: torch.Tensor) -> None:
-        """Stores k and v, then attends into `out`. q, out: [rows, groups * group * head_dim]; k, v: [rows, groups * head_dim]."""
+        """As `Attending`."""
         own_layer = layer - self._memory.first_layer
         _C.kv_store(self._memory.pool, own_layer, k, v, self._store_slots)
         _C.attention(self._plan, own_layer, q, out, self._scale, self._spec.window(layer))

@@ -104,7 +104,7 @@ class InlineChannel:
         self.worker = Worker(self._config, load_model(Path(self._config.model_folder)), links.connect, self._post)
         self._thread = threading.Thread(target=self._run, name=f"worker {self.device}", daemon=True)
         self._thread.start()
-        return Ready(_C.info()["isa"], _C.get_threads(), self.worker.weight_bytes, self.worker.kv_bytes)
+        return Ready(self.worker.kernels, _C.get_threads(), self.worker.weight_bytes, self.worker.kv_bytes)
 
     def send(self, outgoing: Outgoing) -> None:
         self._inbox.put(outgoing.message)
@@ -124,6 +124,7 @@ class InlineChannel:
         self._inbox.put(None)
 
     def _run(self) -> None:
+        self.worker.begin_thread()
         while (message := self._inbox.get()) is not None:
             try:
                 self.worker.handle(message)

@@ -10,7 +10,8 @@ from contextlib import nullcontext, suppress
 import torch
 
 from hetserve.control.messages import Int32s
-from hetserve.engine.attention import KvMemory, LocalAttention, pair_items
+from hetserve.engine.attention import Attending, KvMemory, pair_items
+from hetserve.engine.device_attention import attention_of
 from hetserve.engine.sequences import Rows, Sequences
 from hetserve.engine.stretch import stretched
 from hetserve.engine.transport.dispatch import Part
@@ -18,15 +19,16 @@ from hetserve.engine.transport.link import Link, PeerLost
 from hetserve.engine.transport.posting import make_dispatch, make_exchange
 from hetserve.spec.model import ModelSpec
 
+CPU = torch.device("cpu")
 PRIMARY_S = 3600.0  # an attention worker waits for its primary as long as that lives; whoever freezes is killed by the executor
 
 
 class Packet:
     """Memory for one layer's message: q [pairs, group * head_dim], then k and v [pairs, head_dim]. Grows, and is used again every step."""
 
-    def __init__(self, spec: ModelSpec, dtype: torch.dtype) -> None:
-        self._span, self._dim, self._dtype = spec.group * spec.head_dim, spec.head_dim, dtype
-        self._memory = torch.empty(0, dtype=dtype)
+    def __init__(self, spec: ModelSpec, dtype: torch.dtype, device: torch.device = CPU) -> None:
+        self._span, self._dim = spec.group * spec.head_dim, spec.head_dim
+        self._memory = torch.empty(0, dtype=dtype, device=device)
         self._parts = self._split(0)
 
     def shape(self, pairs: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -38,7 +40,7 @@ class Packet:
     def _split(self, pairs: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
         sizes = (pairs * self._span, pairs * self._dim, pairs * self._dim)
         if self._memory.numel() < sum(sizes):
-            self._memory = torch.empty(2 * sum(sizes), dtype=self._dtype)
+            self._memory = self._memory.new_empty(2 * sum(sizes))
         whole = self._memory[: sum(sizes)]
         q, k, v = whole.split(sizes)
         return whole, q.view(pairs, self._span), k.view(pairs, self._dim), v.view(pairs, self._dim)
@@ -50,13 +52,15 @@ class RemoteHeads:
     Args:
         device: the worker's, to be named when it is lost.
         link, tag: where it is reached.
+        at: where the primary's q, k, v and outputs are.
     """
 
-    def __init__(self, device: str, link: Link, tag: int, spec: ModelSpec, dtype: torch.dtype) -> None:
+    def __init__(self, device: str, link: Link, tag: int, spec: ModelSpec, dtype: torch.dtype, at: torch.device = CPU) -> None:
         self.device = device
+        self._at = at
         self._exchange = make_exchange(link, tag)
-        self._sent = Packet(spec, dtype)
-        self._answers = (Packet(spec, dtype), Packet(spec, dtype))
+        self._sent = Packet(spec, dtype, at)
+        self._answers = (Packet(spec, dtype, at), Packet(spec, dtype, at))
 
     @property
     def lost(self) -> bool:
@@ -67,7 +71,7 @@ class RemoteHeads:
         """The pairs of this step, how many layers will follow, and how long one answer may take."""
         whole, q, k, v = self._sent.shape(len(pairs))
         first, second = (answer.shape(len(pairs))[1] for answer in self._answers)
-        self.part = Part(self._exchange, torch.from_numpy(pairs), q, k, v, (first, second))
+        self.part = Part(self._exchange, torch.from_numpy(pairs).to(self._at), q, k, v, (first, second))
         with suppress(PeerLost):
             self._exchange.begin(whole, first, second, layers, patience_s)
 
@@ -81,12 +85,17 @@ class DispatchedAttention:
         dtype: of KV and messages; q, k and v are cast to it, and the answer back.
     """
 
-    def __init__(self, local: LocalAttention, remotes: list[RemoteHeads], dtype: torch.dtype) -> None:
+    def __init__(self, local: Attending, remotes: list[RemoteHeads], dtype: torch.dtype) -> None:
         self._local = local
         self._dispatch = make_dispatch([remote.part for remote in remotes]) if remotes else None
         self._dtype = dtype
         self._out = torch.empty(0, dtype=dtype)
         self.waited_s = 0.0
+
+    @property
+    def dispatched(self) -> bool:
+        """Whether any head group of this step lies elsewhere."""
+        return self._dispatch is not None
 
     def __call__(self, layer: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
         """Stores k and v, then attends. q: [rows, q_heads * head_dim]; k, v: [rows, kv_heads * head_dim].
@@ -97,15 +106,18 @@ class DispatchedAttention:
         if given != self._dtype:
             q, k, v = q.to(self._dtype), k.to(self._dtype), v.to(self._dtype)
         if self._out.shape != q.shape:
-            self._out = torch.empty(q.shape, dtype=self._dtype)
-        out = self._out
+            self._out = torch.empty(q.shape, dtype=self._dtype, device=q.device)
+        self.into(layer, q, k, v, self._out)
+        return self._out if given == self._dtype else self._out.to(given)
+
+    def into(self, layer: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, out: torch.Tensor) -> None:
+        """The same in the dtype of the KV, into `out`."""
         if self._dispatch is None:
             self._local(layer, q, k, v, out)
         else:
             self._dispatch.send(q, k, v)
             self._local(layer, q, k, v, out)
             self.waited_s += self._dispatch.collect(out)
-        return out if given == self._dtype else out.to(given)
 
 
 class AttentionPart:
@@ -125,19 +137,20 @@ class AttentionPart:
         self._layers = layers
         self._exchange = make_exchange(link, tag)
         self._stretch = stretch
-        self._packets = (Packet(spec, memory.dtype), Packet(spec, memory.dtype))
-        self._answer = Packet(spec, memory.dtype)
+        self._packets = (Packet(spec, memory.dtype, memory.at.device), Packet(spec, memory.dtype, memory.at.device))
+        self._answer = Packet(spec, memory.dtype, memory.at.device)
+        self._begin = attention_of(memory, spec, 1)
 
     def run(self, seqs: Sequences, rows: Rows, pairs: Int32s) -> None:
         """Serves one step's pairs layer by layer; gives up when the primary is gone."""
         if self._exchange.lost or not len(pairs):
             return
         items, store_slots = pair_items(seqs, rows, self._stage, pairs)
-        attend = LocalAttention(self.memory, self._spec, items, seqs.page_table, store_slots)
+        attend = self._begin(items, seqs, store_slots)
         with suppress(PeerLost):
             self._serve(attend, len(pairs))
 
-    def _serve(self, attend: LocalAttention, pairs: int) -> None:
+    def _serve(self, attend: Attending, pairs: int) -> None:
         inputs = [packet.shape(pairs) for packet in self._packets]
         _, out, _, _ = self._answer.shape(pairs)
         first, last = self._layers

@@ -76,7 +76,7 @@ def serve_steps(config: WorkerConfig, wanted: Callable[[], bool], steps: zmq.Soc
         connect = links.connect if notes is None else traced(links.connect, notes)
         worker = Worker(config, load_model(config.model_folder), connect, report)
         loaded.set()
-        report(Ready(_C.info()["isa"], len(config.cores), worker.weight_bytes, worker.kv_bytes))
+        report(Ready(worker.kernels, len(config.cores), worker.weight_bytes, worker.kv_bytes))
         while wanted():
             if not steps.poll(ORPHAN_CHECK_MS):
                 continue

@@ -5,12 +5,17 @@ from __future__ import annotations
 import time
 from collections import deque
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from hetserve.control.messages import Int32s, RunStep
-from hetserve.engine.attention import DTYPES, KvMemory, LocalAttention, pool_pairs, stage_items
+from hetserve.engine.accelerator import Accelerator
+from hetserve.engine.attention import DTYPES, KvMemory, pool_pairs, stage_items
+from hetserve.engine.device_attention import attention_of
+from hetserve.engine.graphs import DecodeGraphs
 from hetserve.engine.heads import DispatchedAttention, RemoteHeads
 from hetserve.engine.model.batch import StepBatch
 from hetserve.engine.model.decoder import Attend, Model
@@ -42,20 +47,23 @@ class PrimaryPart:
         spec: the model.
         group, stage: which part this is.
         links: peer -> its link for steps.
+        at: the device.
     """
 
-    def __init__(self, config: WorkerConfig, spec: ModelSpec, group: int, stage: int, links: dict[str, Link]) -> None:
+    def __init__(self, config: WorkerConfig, spec: ModelSpec, group: int, stage: int, links: dict[str, Link], at: Accelerator) -> None:
         layout = config.groups[group]
         own = layout.stages[stage]
         self._spec = spec
         self._dtype = DTYPES[config.dtype]
         self._stretch = config.stretch
         self._group, self._stage, self._layout = group, stage, layout
-        self.model = Model(spec, config.model_folder, own.weights, own.layers, config.max_model_len)
+        self._at = at
+        self.model = Model(spec, config.model_folder, own.weights, own.layers, config.max_model_len, at.device)
         self.progress = Progress()
-        self.memory = KvMemory(own.layers, own.pools[0].pages, config.page_tokens, spec.head_dim, config.dtype)
+        self.memory = KvMemory(own.layers, own.pools[0].pages, config.page_tokens, spec.head_dim, config.dtype, at)
+        self._begin = attention_of(self.memory, spec, spec.kv_heads)
         self._remotes = {  # by their pools' numbers
-            own.first_pool + index: RemoteHeads(pool.device, links[pool.device], make_tag(HEADS, group, stage), spec, self._dtype)
+            own.first_pool + index: RemoteHeads(pool.device, links[pool.device], make_tag(HEADS, group, stage), spec, self._dtype, at.device)
             for index, pool in enumerate(own.pools)
             if index
         }
@@ -66,22 +74,23 @@ class PrimaryPart:
         self._owed: deque[Owed] = deque()
         self._sends: list[tuple[Pending, torch.Tensor]] = []  # with what is being sent, which must stay
         self._lost: set[str] = set()  # devices of the group known to be lost
+        self._graphs: DecodeGraphs | None = None
+        if at.is_gpu:
+            self._graphs = DecodeGraphs(self.model, spec, self.memory, config.max_seqs, -(-config.max_model_len // config.page_tokens))
+            self._graphs.capture_all(bool(self._remotes))
 
     def run(self, step: RunStep, seqs: Sequences, rows: Rows) -> StepResult | None:
         """One pass. Returns the step's result where this is the last stage."""
         begin_s = time.perf_counter()
         self._reap(rows)
-        batch, attend = self._prepare(seqs, rows)
+        captured = self._graphs if not len(step.chunk_slots) else None
+        attend = self._prepare(seqs, rows, captured)
         ready_s = time.perf_counter()
         hidden = self._receive_hidden(rows)
-        forward = self.model.forward if self._is_last else self.model.forward_hidden
-        slowed = StretchedPass(attend, self._stretch) if self._stretch else None
-        passing: Attend = slowed or attend
-        if len(step.chunk_slots):  # moves follow no other steps
-            passing = self.progress.noting(step.step, passing)
-        out = forward(batch, passing, hidden)
-        if slowed is not None:
-            slowed.finish()
+        if captured is not None:
+            out = captured.run(seqs.tokens[rows.row_slots, rows.positions], rows.positions, hidden, attend)
+        else:
+            out = self._pass(step, seqs, rows, attend, hidden)
         if not self._is_last:
             self._send_hidden(out)
             self._expect_tokens(seqs, rows)
@@ -95,9 +104,9 @@ class PrimaryPart:
 
     # ----------------------------------------------------------------------------------------------- one pass
 
-    def _prepare(self, seqs: Sequences, rows: Rows) -> tuple[StepBatch, DispatchedAttention]:
+    def _prepare(self, seqs: Sequences, rows: Rows, captured: DecodeGraphs | None) -> DispatchedAttention:
         items, store_slots = stage_items(seqs, rows, self._stage, self._layout.stages[self._stage].first_pool)
-        local = LocalAttention(self.memory, self._spec, items, seqs.page_table, store_slots)
+        local = (self._begin if captured is None else captured.begin)(items, seqs, store_slots)
         remotes = []
         for pool, remote in self._remotes.items():
             pairs = pool_pairs(seqs, rows, self._stage, pool)
@@ -106,19 +115,34 @@ class PrimaryPart:
                 remotes.append(remote)
         if self._is_first:
             self._settle_tokens(seqs, rows)
+        return DispatchedAttention(local, remotes, self._dtype)
+
+    def _pass(self, step: RunStep, seqs: Sequences, rows: Rows, attend: DispatchedAttention, hidden: torch.Tensor | None) -> torch.Tensor:
+        """The layers, one op after the other."""
+        sampled = None if rows.samples.all() and len(rows.slots) == len(rows.row_slots) else (rows.first_rows + rows.counts - 1)[rows.samples]
         batch = StepBatch(
-            token_ids=torch.from_numpy(seqs.tokens[rows.row_slots, rows.positions].astype(np.int64)),
-            positions=torch.from_numpy(rows.positions.astype(np.int32)),
-            sample_rows=torch.from_numpy((rows.first_rows + rows.counts - 1)[rows.samples].astype(np.int64)),
+            token_ids=self._on_device(seqs.tokens[rows.row_slots, rows.positions].astype(np.int64)),
+            positions=self._on_device(rows.positions.astype(np.int32)),
+            sample_rows=None if sampled is None else self._on_device(sampled.astype(np.int64)),
         )
-        return batch, DispatchedAttention(local, remotes, self._dtype)
+        slowed = StretchedPass(attend, self._stretch) if self._stretch else None
+        passing: Attend = slowed or attend
+        if len(step.chunk_slots):  # moves follow no other steps
+            passing = self.progress.noting(step.step, passing)
+        out = self.model.forward(batch, passing, hidden)
+        if slowed is not None:
+            slowed.finish()
+        return out
+
+    def _on_device(self, values: NDArray[Any]) -> torch.Tensor:
+        return torch.from_numpy(values).to(self._at.device)
 
     def _sample(self, logits: torch.Tensor, seqs: Sequences, slots: Int32s) -> tuple[Int32s, tuple[TokenLogprobs | None, ...]]:
         """Samples one token for each slot, for this device's own copy of the tokens and the first stage's."""
         if not len(slots):
             return np.zeros(0, np.int32), ()
         positions = seqs.known[slots]
-        sampled, logprobs = sample(logits, [seqs.sampling[slot] for slot in slots], seqs.choices[slots], positions.astype(np.int64))
+        sampled, logprobs = sample(logits.cpu(), [seqs.sampling[slot] for slot in slots], seqs.choices[slots], positions.astype(np.int64))
         tokens: Int32s = sampled.astype(np.int32)
         seqs.tokens[slots, positions] = tokens
         if not self._is_first:
@@ -131,7 +155,7 @@ class PrimaryPart:
         """The rows of the stage before, and which devices it found lost; zeros when it is lost itself."""
         if self._before is None:
             return None
-        hidden = torch.zeros((len(rows.row_slots), self._spec.hidden), dtype=self._dtype)
+        hidden = torch.zeros((len(rows.row_slots), self._spec.hidden), dtype=self._dtype, device=self._at.device)
         losses = torch.zeros(1, dtype=torch.int64)
         wait_s = patience_s(rows.predicted_s) * sum(len(stage.pools) for stage in self._layout.stages[: self._stage])
         try:

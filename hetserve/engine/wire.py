@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 from hetserve.control.codec import Codec
 from hetserve.control.messages import Int32s, MoveKv, RunStep
-from hetserve.spec.cluster import Link as DeclaredLink
 from hetserve.spec.cluster import CPU, Stretch
+from hetserve.spec.cluster import Link as DeclaredLink
 
 PATIENCE = 10.0  # a peer may take this many times the predicted step time ...
 PATIENCE_MIN_S = 5.0  # ... and never less than this, before it counts as frozen (DESIGN section 9)

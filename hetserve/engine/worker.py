@@ -9,7 +9,11 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TypeAlias
 
+import torch
+
+from hetserve import _C
 from hetserve.control.messages import MoveKv, RunStep
+from hetserve.engine.accelerator import make_accelerator
 from hetserve.engine.attention import KvMemory, pool_pairs
 from hetserve.engine.heads import AttentionPart
 from hetserve.engine.mover import Mover
@@ -19,6 +23,7 @@ from hetserve.engine.stage import PrimaryPart
 from hetserve.engine.transport.link import HEADS, MOVES, STEPS, Connect, Link, make_tag
 from hetserve.engine.transport.paced import PacedLink
 from hetserve.engine.wire import MoveResult, StepResult, WorkerConfig
+from hetserve.errors import ResourceError
 from hetserve.spec.model import ModelSpec
 
 Report: TypeAlias = Callable[[StepResult | MoveResult], None]
@@ -42,13 +47,14 @@ class Worker:
         report: takes results, from whichever thread has them.
 
     Raises (at construction):
-        ModelError, ResourceError: as the model's loading does; ResourceError also when the KV pages do not fit in memory.
+        ModelError, ResourceError: as the model's loading does; ResourceError also when the KV pages do not fit in memory, or there is no such GPU.
     """
 
     def __init__(self, config: WorkerConfig, spec: ModelSpec, connect: Connect, report: Report) -> None:
         self._config = config
         self._spec = spec
         self._report = report
+        self._at = make_accelerator(config.kind, config.index)
         self._links: dict[str, dict[str, Link]] = {STEPS: {}, MOVES: {}}
         slowed = {link.target: link for link in config.slowed}
         for peer in config.peers():  # in alphabetical order of pairs, seen from everybody: nobody waits in a circle
@@ -58,13 +64,26 @@ class Worker:
         self._memories: dict[tuple[int, int], KvMemory] = {}
         self._progress: dict[tuple[int, int], Progress] = {}
         self.weight_bytes = 0  # of all parts
-        self._groups = {number: self._load(number) for number, group in enumerate(config.groups) if config.device in group.devices}
+        try:
+            self._groups = {number: self._load(number) for number, group in enumerate(config.groups) if config.device in group.devices}
+        except torch.OutOfMemoryError:
+            said = f"device {config.device!r} has too little memory for its weights and KV pages: another process may hold some of it"
+            raise ResourceError(said, "a smaller memory budget in the cluster file leaves more room") from None
         self._mover = Mover(config.device, config.groups, self._memories, self._progress, self._links[MOVES], report, config.peer_s)
 
     @property
     def kv_bytes(self) -> int:
         """What the KV pages of all parts take."""
         return sum(memory.size_bytes for memory in self._memories.values())
+
+    @property
+    def kernels(self) -> str:
+        """Whose kernels it runs: an instruction set, or a kind of GPU."""
+        return self._config.kind if self._at.is_gpu else _C.info()["isa"]
+
+    def begin_thread(self) -> None:
+        """Called on the thread that handles messages, where that is not the one that made the worker."""
+        self._at.begin_thread()
 
     def handle(self, message: RunStep | MoveKv) -> None:
         """Carries out one message: a step now, a move in the background."""
@@ -110,14 +129,14 @@ class Worker:
                     continue
                 place = one.first_pool + index
                 if index == 0:
-                    primary = PrimaryPart(config, self._spec, number, stage, links)
+                    primary = PrimaryPart(config, self._spec, number, stage, links, self._at)
                     self._memories[number, place] = primary.memory
                     self._progress[number, place] = primary.progress
                     self.weight_bytes += primary.model.weight_bytes
                     group.parts.append(primary)
                 else:
                     slower = config.stretch.attention if config.stretch else 1.0
-                    memory = KvMemory(one.layers, pool.pages, config.page_tokens, self._spec.head_dim, config.dtype)
+                    memory = KvMemory(one.layers, pool.pages, config.page_tokens, self._spec.head_dim, config.dtype, self._at)
                     self._memories[number, place] = memory
                     part = AttentionPart(memory, self._spec, stage, one.layers, links[one.primary], make_tag(HEADS, number, stage), slower)
                     group.parts.append((part, stage, place))

@@ -13,7 +13,7 @@ TOOL_S = 10.0  # how long nvidia-smi may take to answer
 
 
 def this_host() -> Host:
-    """The cores this process may use, the memory it may have (its cgroup's limit where that is lower than the machine's), the CPU's best ISA, GPUs."""
+    """The cores and the memory this process may use (its cgroup's limit where that is lower than the machine's), the CPU's best ISA, GPUs."""
     limits_bytes = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
     cgroup = Path("/sys/fs/cgroup/memory.max")
     if cgroup.is_file() and cgroup.read_text().strip().isdigit():

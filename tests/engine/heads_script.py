@@ -35,11 +35,11 @@ LAYOUTS = {
 WAIT_S = 60
 
 
-def make_plan(spec: ModelSpec, groups, dtype="float32", pages=400, weights="", isa=(), max_seqs=8, roles=(), depth=2, system="uniform") -> Plan:
+def make_plan(spec: ModelSpec, groups, dtype="float32", pages=400, weights="", isa=(), kinds=(), max_seqs=8, roles=(), depth=2, system="uniform") -> Plan:
     """A plan from groups of stages, each (last layer, primary, *attention workers); devices "a", "b", ... share one core."""
     names = sorted({name for group in groups for _, *devices in group for name in devices})
-    caps = dict(isa)
-    cluster = Cluster("test", (0,), tuple(Device(name, "cpu", (0,), caps.get(name, ""), 1 << 32) for name in names))
+    caps, of = dict(isa), dict(kinds)
+    cluster = Cluster("test", (0,), tuple(Device(name, of.get(name, "cpu"), (0,), caps.get(name, ""), 1 << 32) for name in names))
     built = []
     for number, group in enumerate(groups):
         stages, first = [], 0

@@ -85,7 +85,7 @@ def test_stages_in_a_row_are_the_whole_model(case: Callable[[str], Case], name: 
 
     whole = Model(at.spec, at.folder, "float32").forward(batch, attend)
     stages = [Model(at.spec, at.folder, "float32", cut) for cut in ((0, 1), (1, 3), (3, 4))]
-    hidden = stages[1].forward_hidden(batch, attend, stages[0].forward_hidden(batch, attend))
+    hidden = stages[1].forward(batch, attend, stages[0].forward(batch, attend))
     assert stages[2].forward(batch, attend, hidden).equal(whole)
     assert layers == [0, 1, 2, 3] * 2
     assert sum(stage.weight_bytes for stage in stages) >= Model(at.spec, at.folder, "float32").weight_bytes

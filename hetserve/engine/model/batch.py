@@ -15,7 +15,7 @@ class StepBatch:
 
     token_ids: torch.Tensor  # int64 [rows]
     positions: torch.Tensor  # int32 [rows] 0-based position in its sequence
-    sample_rows: torch.Tensor  # int64 [n_sample] rows whose logits are wanted, in this order
+    sample_rows: torch.Tensor | None  # int64 [n_sample] rows whose logits are wanted, in this order; None: every row
 
     @property
     def rows(self) -> int:

@@ -16,7 +16,7 @@ from hetserve.engine.model.norms import LayerNorm, Norm, RmsNorm
 from hetserve.spec.model import ModelSpec
 from hetserve.spec.tensors import layer_prefix
 
-Get = Callable[[str], torch.Tensor]  # a tensor of the checkpoint by name, in the model's dtype, ours to keep
+Get = Callable[[str], torch.Tensor]  # a tensor of the checkpoint by name, in the model's dtype and on its device, ours to keep
 
 
 class Projection:
@@ -46,7 +46,7 @@ class GatedMlp:
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         gate_up = self._gate_up(x)
-        inner = torch.empty((x.shape[0], self._down.in_features), dtype=x.dtype)
+        inner = x.new_empty((x.shape[0], self._down.in_features))
         _C.silu_mul(gate_up, inner)
         return self._down(inner)
 

@@ -6,6 +6,7 @@ Knows nothing of pages, requests or devices, and holds no state between passes.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -23,7 +24,16 @@ from hetserve.spec.model import ModelSpec
 from hetserve.spec.tensors import LM_HEAD, embedding_name, tensor_shapes
 
 Attend = Callable[[int, torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
+CPU = torch.device("cpu")
 DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
+
+
+@dataclass
+class Stream:
+    """What flows through a stage from one attention to the next: the layer's input, normed, and the residual stream it is added to."""
+
+    x: torch.Tensor
+    residual: torch.Tensor
 
 
 class Model:
@@ -35,6 +45,7 @@ class Model:
         dtype: "bfloat16" or "float32", of weights and activations.
         layers: (first, last); None: all.
         max_positions: positions that will occur, 0: all the model has (sizes the rope table).
+        device: where its weights are to lie; batches and hidden states are on it too.
 
     Raises:
         ModelError, UnsupportedError: as `Checkpoint` does; a dtype that is not supported.
@@ -42,22 +53,32 @@ class Model:
     """
 
     def __init__(
-        self, spec: ModelSpec, folder: str | Path, dtype: str = "bfloat16", layers: tuple[int, int] | None = None, max_positions: int = 0
+        self,
+        spec: ModelSpec,
+        folder: str | Path,
+        dtype: str = "bfloat16",
+        layers: tuple[int, int] | None = None,
+        max_positions: int = 0,
+        device: torch.device = CPU,
     ) -> None:
         if dtype not in DTYPES:
             raise UnsupportedError(f"Models cannot run in {dtype} here.", "supported: " + ", ".join(DTYPES) + ".")
         self.spec = spec
         self.dtype = DTYPES[dtype]
+        self.device = device
         self.first, self.last = layers or (0, spec.layers)
+        self.ends_model = self.last == spec.layers
         positions = min(max_positions or spec.max_positions, spec.max_positions)
         self.weight_bytes = stage_bytes(spec, dtype, (self.first, self.last), positions)
         checkpoint = Checkpoint(folder, spec)
-        require(self.weight_bytes, f"Loading the weights of {spec.name} in {dtype}", "Use a smaller model, or spread its layers over more devices.")
+        if device.type == "cpu":
+            hint = "Use a smaller model, or spread its layers over more devices."
+            require(self.weight_bytes, f"Loading the weights of {spec.name} in {dtype}", hint)
         with torch.inference_mode():
             self._load(checkpoint, positions)
 
     def forward(self, batch: StepBatch, attend: Attend, hidden: torch.Tensor | None = None) -> torch.Tensor:
-        """One pass of a stage that ends the model.
+        """One pass of the stage.
 
         Args:
             batch: the rows.
@@ -66,30 +87,59 @@ class Model:
             hidden: [rows, hidden] from the stage before, overwritten; None in the first stage.
 
         Returns:
-            logits [n_sample, vocab] of batch.sample_rows, in that order, in the model's dtype.
+            of a stage that ends the model, logits [n_sample, vocab] of batch.sample_rows, in that order, in the model's dtype; of another the
+            residual stream [rows, hidden] for the next stage.
         """
         with torch.inference_mode():
-            x = self._stack(self._enter(batch, hidden), batch, attend, batch.sample_rows)
-            return self._logits(x) if x.shape[0] else x.new_empty((0, self.spec.vocab))
+            stream = self.enter(batch, hidden)
+            for layer in range(self.first, self.last):
+                self.after(layer, stream, batch, attend(layer, *self.before(layer, stream, batch)))
+            return self.leave(stream)
 
-    def forward_hidden(self, batch: StepBatch, attend: Attend, hidden: torch.Tensor | None = None) -> torch.Tensor:
-        """One pass of a stage that does not end the model: the residual stream [rows, hidden] for the next stage."""
-        with torch.inference_mode():
-            return self._stack(self._enter(batch, hidden), batch, attend, None)
+    # The same pass in pieces, for whoever captures what lies between two attentions. Layers count from the model's first.
+
+    def enter(self, batch: StepBatch, hidden: torch.Tensor | None = None) -> Stream:
+        """The first layer's input."""
+        residual = self._embed(batch) if hidden is None else hidden
+        return Stream(self._blocks[0].attention_norm(residual) if self.spec.norm_before else residual, residual)
+
+    def before(self, layer: int, stream: Stream, batch: StepBatch) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """q, k and v of a layer."""
+        return self._blocks[layer - self.first].project(stream.x, batch.positions)
+
+    def after(self, layer: int, stream: Stream, batch: StepBatch, attended: torch.Tensor) -> None:
+        """The rest of a layer, and the norm before the next one."""
+        number = layer - self.first
+        block = self._blocks[number]
+        is_last = number + 1 == len(self._blocks)
+        if is_last and self.ends_model and batch.sample_rows is not None:  # nothing but the KV of the other rows was wanted
+            attended, stream.residual = attended.index_select(0, batch.sample_rows), stream.residual.index_select(0, batch.sample_rows)
+        if self.spec.norm_before:  # h += attention(norm(h)); h += mlp(norm(h)), each addition fused with the norm that follows it
+            x = block.mlp(block.mlp_norm.add(block.output(attended), stream.residual))
+            following = self._final_norm if is_last else self._blocks[number + 1].attention_norm
+            stream.x = following.add(x, stream.residual)
+        else:  # h = norm(h + attention(h)); h = norm(h + mlp(h))
+            x = block.attention_norm.add(block.output(attended), stream.residual)
+            stream.x = stream.residual = block.mlp_norm.add(block.mlp(x), x)
+
+    def leave(self, stream: Stream) -> torch.Tensor:
+        """What `forward` returns."""
+        if not self.ends_model:
+            return stream.x
+        return self._logits(stream.x) if stream.x.shape[0] else stream.x.new_empty((0, self.spec.vocab))
 
     def _load(self, checkpoint: Checkpoint, positions: int) -> None:
         spec = self.spec
 
         def get(name: str) -> torch.Tensor:
-            return checkpoint.read(name, self.dtype)
+            return checkpoint.read(name, self.dtype).to(self.device)
 
-        self._stack = self._pre_norm_stack if spec.norm_before else self._post_norm_stack
         if self.first == 0:
             self._load_front(get)
-        cos_sin = cos_sin_table(spec.rope, spec.head_dim, positions) if spec.rope else None
+        cos_sin = cos_sin_table(spec.rope, spec.head_dim, positions).to(self.device) if spec.rope else None
         self._blocks: list[Block] = [build_block(spec, layer, get, cos_sin) for layer in range(self.first, self.last)]
         self._final_norm: Norm = NoNorm()
-        if self.last == spec.layers:
+        if self.ends_model:
             self._load_back(get)
 
     def _load_front(self, get: Callable[[str], torch.Tensor]) -> None:
@@ -107,37 +157,11 @@ class Model:
         self._project_out = Linear(get("model.decoder.project_out.weight")) if spec.embed_dim != spec.hidden else None
         self._lm_head = Linear(get(embedding_name(spec) if spec.tie_embeddings else LM_HEAD))
 
-    def _enter(self, batch: StepBatch, hidden: torch.Tensor | None) -> torch.Tensor:
-        if hidden is not None:
-            return hidden
+    def _embed(self, batch: StepBatch) -> torch.Tensor:
         x = functional.embedding(batch.token_ids, self._embedding)
         if self._project_in is not None:
             x = self._project_in(x)
         return x if self._positions is None else x.add_(functional.embedding(batch.positions, self._positions))
-
-    def _pre_norm_stack(self, residual: torch.Tensor, batch: StepBatch, attend: Attend, wanted: torch.Tensor | None) -> torch.Tensor:
-        """h += attention(norm(h)); h += mlp(norm(h)). Each addition is fused with the norm that follows it."""
-        x = self._blocks[0].attention_norm(residual)
-        for i, block in enumerate(self._blocks):
-            attended = attend(self.first + i, *block.project(x, batch.positions))
-            is_last = i + 1 == len(self._blocks)
-            if is_last and wanted is not None:  # nothing but the KV of the other rows was wanted
-                attended, residual = _rows(attended, wanted), _rows(residual, wanted)
-            x = block.mlp(block.mlp_norm.add(block.output(attended), residual))
-            following = self._final_norm if is_last else self._blocks[i + 1].attention_norm
-            x = following.add(x, residual)
-        return x
-
-    def _post_norm_stack(self, residual: torch.Tensor, batch: StepBatch, attend: Attend, wanted: torch.Tensor | None) -> torch.Tensor:
-        """h = norm(h + attention(h)); h = norm(h + mlp(h))."""
-        x = residual
-        for i, block in enumerate(self._blocks):
-            attended = attend(self.first + i, *block.project(x, batch.positions))
-            if i + 1 == len(self._blocks) and wanted is not None:
-                attended, x = _rows(attended, wanted), _rows(x, wanted)
-            x = block.attention_norm.add(block.output(attended), x)
-            x = block.mlp_norm.add(block.mlp(x), x)
-        return x
 
     def _logits(self, x: torch.Tensor) -> torch.Tensor:
         return self._lm_head(x if self._project_out is None else self._project_out(x))
@@ -151,10 +175,3 @@ def stage_bytes(spec: ModelSpec, dtype: str, layers: tuple[int, int], positions:
         numbers += spec.vocab * spec.embed_dim
     rope = positions * spec.head_dim * 4 if spec.rope else 0
     return numbers * DTYPES[dtype].itemsize + rope
-
-
-def _rows(x: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
-    """Rows `wanted` of x; x itself if that is all of them, in order."""
-    if wanted.shape[0] == x.shape[0] and wanted.equal(torch.arange(x.shape[0])):
-        return x
-    return x.index_select(0, wanted)

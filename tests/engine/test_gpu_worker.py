@@ -1,0 +1,148 @@
+"""Workers on GPUs, here on one whose kernels run on the CPU: the same tokens as a CPU's, captured or not, alone or with others."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from heads_script import LAYOUTS, NEW_TOKENS, PROMPTS, Script, Workers, answers_alone, make_plan
+
+from hetserve import _C
+from hetserve.engine.accelerator import Accelerator, make_accelerator
+from hetserve.engine.attention import ITEM_FIELDS, KvMemory
+from hetserve.engine.device_attention import DeviceAttention, compact
+from hetserve.engine.graphs import DecodeGraphs, buckets
+from hetserve.engine.heads import DispatchedAttention
+from hetserve.engine.model.batch import StepBatch
+from hetserve.engine.model.decoder import Model
+from hetserve.engine.model.make import make_checkpoint
+from hetserve.errors import HetserveError, ResourceError, UnsupportedError
+from hetserve.spec.cluster import CUDA, EMULATED
+from hetserve.spec.load import load_model
+
+PAGE = 16
+CONTEXTS = (37, 16, 1, 50, 5)  # tokens stored of each sequence
+
+
+@pytest.fixture
+def at() -> Iterator[Accelerator]:
+    before = _C.info()["isa"]
+    yield make_accelerator(EMULATED)
+    _C.use_isa(before)
+
+
+@pytest.fixture(scope="module", params=["tiny", "tiny-mha"])
+def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_checkpoint(request.param, tmp_path_factory.mktemp("models") / request.param)
+
+
+@pytest.fixture(scope="module")
+def alone(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> list[list[int]]:
+    return answers_alone(folder, tmp_path_factory.mktemp("private"))
+
+
+@pytest.mark.parametrize(
+    ("layout", "gpus", "moves"),
+    [("one worker", "ab", True), ("two stages", "a", False), ("two stages", "b", False)],
+    ids=["a primary and an attention worker", "the first stage", "the last stage"],
+)
+def test_the_same_tokens(folder: Path, alone: list[list[int]], tmp_path: Path, layout: str, gpus: str, moves: bool) -> None:
+    spec = load_model(folder)
+    plan = make_plan(spec, [LAYOUTS[layout](spec.layers)], kinds=[(name, EMULATED) for name in gpus], max_seqs=5)
+    workers = Workers(plan, folder, tmp_path, False)
+    try:
+        assert {name for name, ready in workers.ready.items() if ready.isa == EMULATED} == set(gpus)
+        script = Script(workers, PROMPTS, NEW_TOKENS, 3)
+        assert script.run(moves) == alone
+        assert bool(script.dispatched) == moves
+    finally:
+        workers.close()
+
+
+class Dealt:
+    """Sends heads nowhere, but makes a step one with heads elsewhere."""
+
+    def __init__(self, attend: DispatchedAttention) -> None:
+        self.into = attend.into
+        self.dispatched = True
+
+
+@pytest.mark.parametrize(("weights", "kv"), [("float32", "float32"), ("float32", "bfloat16")])
+@pytest.mark.parametrize("whole", [True, False], ids=["whole", "in pieces"])
+def test_captured_steps_are_eager_steps(folder: Path, at: Accelerator, weights: str, kv: str, whole: bool) -> None:
+    """Bit by bit, for fewer rows than the graph has, also once other steps have left their traces in its memory."""
+    spec = load_model(folder)
+    model = Model(spec, folder, weights, max_positions=128)
+    pages = -(-64 // PAGE)
+    memories = [KvMemory((0, spec.layers), len(CONTEXTS) * spec.kv_heads * pages, PAGE, spec.head_dim, kv, at) for _ in range(2)]
+    fill = torch.randn(memories[0].storage.numel() // memories[0].dtype.itemsize).to(memories[0].dtype).view(torch.uint8)
+    for memory in memories:
+        memory.storage.copy_(fill)
+    graphs = DecodeGraphs(model, spec, memories[0], 8, pages)
+    graphs.capture_all(not whole)
+    eager = DeviceAttention(memories[1], spec, spec.kv_heads)
+    rng = np.random.default_rng(1)
+    table = rng.permutation(len(CONTEXTS) * spec.kv_heads * pages).astype(np.int32)
+    seqs = type("Seqs", (), {"page_table": torch.from_numpy(table)})
+    for count in (5, 2, 3):
+        lengths = np.array(CONTEXTS[:count], np.int32) + 1
+        items, slots = decode_items(lengths, spec.kv_heads, pages, table)
+        tokens, positions = rng.integers(5, 200, count).astype(np.int32), lengths - 1
+        attend = DispatchedAttention(graphs.begin(items, seqs, slots), [], memories[0].dtype)
+        found = graphs.run(tokens, positions, None, attend if whole else Dealt(attend)).clone()
+        batch = StepBatch(torch.from_numpy(tokens.astype(np.int64)), torch.from_numpy(positions), None)
+        wanted = model.forward(batch, DispatchedAttention(eager.begin(items, table, slots), [], memories[1].dtype))
+        torch.testing.assert_close(found, wanted, rtol=0, atol=1e-4)  # products of other numbers of rows are summed in another order
+        assert torch.equal(memories[0].storage, memories[1].storage) or kv == "float32"
+
+
+def decode_items(lengths: np.ndarray, kv_heads: int, pages: int, table: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Items and store slots of sequences that decode a token each, all of whose heads are here."""
+    items = np.zeros((len(lengths), kv_heads, ITEM_FIELDS), np.int32)
+    rows, heads = np.meshgrid(np.arange(len(lengths)), np.arange(kv_heads), indexing="ij")
+    items[:, :, 0], items[:, :, 1], items[:, :, 2] = rows, 1, heads
+    items[:, :, 3] = (rows * kv_heads + heads) * pages
+    items[:, :, 4] = lengths[:, None]
+    position = (lengths - 1)[:, None]
+    slots = table[items[:, :, 3] + position // PAGE] * PAGE + position % PAGE
+    return items.reshape(-1, ITEM_FIELDS), slots.astype(np.int32)
+
+
+def test_a_plan_grows_with_its_steps(folder: Path, at: Accelerator) -> None:
+    spec = load_model(folder)
+    memory = KvMemory((0, spec.layers), 400, PAGE, spec.head_dim, "float32", at)
+    attention = DeviceAttention(memory, spec, spec.kv_heads)
+    for rows in (3, 300):
+        items = np.array([(row, 1, 0, 0, 17, 0) for row in range(rows)], np.int32)
+        attention.begin(items, np.arange(2, dtype=np.int32), np.full((rows, spec.kv_heads), -1, np.int32))
+        q, kv = torch.randn(rows, spec.q_dim), torch.randn(rows, spec.kv_dim)
+        attention(0, q, kv, kv, out := torch.full_like(q, torch.nan))
+        dims = spec.group * spec.head_dim
+        assert out[:, :dims].isfinite().all() and out[:, dims:].isnan().all()
+
+
+def test_only_the_pages_of_a_step_are_sent() -> None:
+    items = np.array([(0, 1, 0, 4, 17, 0), (1, 1, 0, 0, 16, 0), (2, 1, 0, 9, 33, 0)], np.int32)
+    moved, ids = compact(items, np.arange(100, 200, dtype=np.int32), PAGE)
+    assert ids.tolist() == [104, 105, 100, 109, 110, 111] and moved[:, 3].tolist() == [0, 2, 3]
+    assert items[:, 3].tolist() == [4, 0, 9]
+    none, ids = compact(items[:0], np.arange(4, dtype=np.int32), PAGE)
+    assert len(none) == len(ids) == 0
+
+
+@pytest.mark.parametrize("most", [1, 2, 5, 16, 17, 100, 256])
+def test_numbers_of_rows_with_graphs(most: int) -> None:
+    found = buckets(most)
+    assert found == sorted(set(found)) and found[-1] == most
+    for rows in range(1, most + 1):
+        assert next(one for one in found if one >= rows) <= max(rows + 1, 2 * rows)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_gpu_that_is_not_there_is_refused() -> None:
+    with pytest.raises(HetserveError) as caught:
+        make_accelerator(CUDA)
+    assert isinstance(caught.value, ResourceError | UnsupportedError) and "GPU" in caught.value.message or "CUDA" in caught.value.message
