@@ -35,7 +35,9 @@ LAYOUTS = {
 WAIT_S = 60
 
 
-def make_plan(spec: ModelSpec, groups, dtype="float32", pages=400, weights="", isa=(), kinds=(), max_seqs=8, roles=(), depth=2, system="uniform") -> Plan:
+def make_plan(
+    spec: ModelSpec, groups, dtype="float32", pages=400, weights="", isa=(), kinds=(), max_seqs=8, roles=(), depth=2, system="uniform"
+) -> Plan:
     """A plan from groups of stages, each (last layer, primary, *attention workers); devices "a", "b", ... share one core."""
     names = sorted({name for group in groups for _, *devices in group for name in devices})
     caps, of = dict(isa), dict(kinds)

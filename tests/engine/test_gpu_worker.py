@@ -19,7 +19,7 @@ from hetserve.engine.heads import DispatchedAttention
 from hetserve.engine.model.batch import StepBatch
 from hetserve.engine.model.decoder import Model
 from hetserve.engine.model.make import make_checkpoint
-from hetserve.errors import HetserveError, ResourceError, UnsupportedError
+from hetserve.errors import ResourceError, UnsupportedError
 from hetserve.spec.cluster import CUDA, EMULATED
 from hetserve.spec.load import load_model
 
@@ -73,7 +73,8 @@ class Dealt:
 @pytest.mark.parametrize(("weights", "kv"), [("float32", "float32"), ("float32", "bfloat16")])
 @pytest.mark.parametrize("whole", [True, False], ids=["whole", "in pieces"])
 def test_captured_steps_are_eager_steps(folder: Path, at: Accelerator, weights: str, kv: str, whole: bool) -> None:
-    """Bit by bit, for fewer rows than the graph has, also once other steps have left their traces in its memory."""
+    """For fewer rows than the graph has, also once other steps have left their traces in its memory. Products of other numbers of rows are summed in
+    another order, so the last bits differ."""
     spec = load_model(folder)
     model = Model(spec, folder, weights, max_positions=128)
     pages = -(-64 // PAGE)
@@ -95,8 +96,11 @@ def test_captured_steps_are_eager_steps(folder: Path, at: Accelerator, weights: 
         found = graphs.run(tokens, positions, None, attend if whole else Dealt(attend)).clone()
         batch = StepBatch(torch.from_numpy(tokens.astype(np.int64)), torch.from_numpy(positions), None)
         wanted = model.forward(batch, DispatchedAttention(eager.begin(items, table, slots), [], memories[1].dtype))
-        torch.testing.assert_close(found, wanted, rtol=0, atol=1e-4)  # products of other numbers of rows are summed in another order
-        assert torch.equal(memories[0].storage, memories[1].storage) or kv == "float32"
+        tolerance = 1e-4 if kv == "float32" else 0.1
+        torch.testing.assert_close(found, wanted, rtol=0, atol=tolerance)
+        stored = [memory.storage.view(memory.dtype).float() for memory in memories]
+        torch.testing.assert_close(*stored, rtol=1e-2, atol=tolerance)
+        assert (stored[0] != fill.view(memories[0].dtype).float()).any()
 
 
 def decode_items(lengths: np.ndarray, kv_heads: int, pages: int, table: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -143,6 +147,5 @@ def test_numbers_of_rows_with_graphs(most: int) -> None:
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_a_gpu_that_is_not_there_is_refused() -> None:
-    with pytest.raises(HetserveError) as caught:
+    with pytest.raises((ResourceError, UnsupportedError), match=r"no GPU 0 here|without CUDA kernels"):
         make_accelerator(CUDA)
-    assert isinstance(caught.value, ResourceError | UnsupportedError) and "GPU" in caught.value.message or "CUDA" in caught.value.message
