@@ -88,13 +88,17 @@ def kv_store(pool: KvPool, layer: int, k: Tensor, v: Tensor, slots: Ints) -> Non
     """k, v: T [rows, kv_heads * head_dim]; slots: [rows, kv_heads] = page * page_tokens + offset, or -1 for a head not stored here."""
 
 def page_copy(src_pool: KvPool, src_pages: Ints, dst_pool: KvPool, dst_pages: Ints, first_layer: int, last_layer: int) -> None:
-    """Copies pages, between layouts too. last_layer is exclusive. A page may be written once, and not be another's source."""
+    """Copies pages, between layouts too. last_layer is exclusive. A page may be written once, and not be another's source.
+
+    One pool may be on a GPU and the other in pinned memory of the CPU, or on a GPU to which the first has a path: then the source's GPU copies (the
+    target's, where the source is the CPU's), and src_pages and dst_pages are on it.
+    """
 
 def page_gather(pool: KvPool, pages: Ints, first_layer: int, last_layer: int, out: Tensor) -> None:
-    """out: T [n, layers, 2, page_tokens, head_dim], plain."""
+    """out: T [n, layers, 2, page_tokens, head_dim], plain; of a pool on a GPU it may be in pinned memory of the CPU, or on another GPU as for page_copy."""
 
 def page_scatter(pool: KvPool, pages: Ints, first_layer: int, last_layer: int, src: Tensor) -> None:
-    """The reverse of page_gather. Pages must be distinct."""
+    """The reverse of page_gather, and src may be where its out may. Pages must be distinct."""
 
 def heads_pack(x: Tensor, pairs: Ints, span: int, out: Tensor) -> None:
     """out[i] = heads pair[i].head * span .. + span - 1 of row pair[i].row. x: [rows, heads * head_dim], out: [m, span * head_dim]."""

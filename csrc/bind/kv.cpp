@@ -6,12 +6,19 @@
 #include "bind/dispatch.h"
 #include "bind/pool.h"
 #include "hetserve/check.h"
+#include "hetserve/cuda.h"
 #include "hetserve/run.h"
 
 namespace hetserve::bind {
 namespace {
 
 void add_pool(const KvPool& pool) { Call::add(pool.device, "pool"); }
+
+// Memory that is not where the call's tensors are: kernels of the call's device may reach it all the same.
+void check_reach(const Call& call, int device, const void* memory, const char* name) {
+  HETSERVE_CHECK(device == call.device() || (!call.on_cpu() && cuda_reaches(call.device(), memory)), name,
+                 ": is neither on the call's device nor where its kernels reach: in pinned memory, or on a device that it has a path to");
+}
 
 const int32_t* ints(const View& view) { return reinterpret_cast<const int32_t*>(view.data); }
 
@@ -58,8 +65,9 @@ void page_copy(const KvPool& src, const py::object& src_pages, const KvPool& dst
   const Call call;
   check_layers(src, first_layer, last_layer);
   check_layers(dst, first_layer, last_layer);
-  add_pool(src);
-  add_pool(dst);
+  add_pool(src.device == kCpu ? dst : src);  // a device pushes where it can, and fetches from the host
+  check_reach(call, src.device, src.pages.data, "src_pool");
+  check_reach(call, dst.device, dst.pages.data, "dst_pool");
   const Pages &a = src.pages, &b = dst.pages;
   HETSERVE_CHECK(a.dtype == b.dtype && a.head_dim == b.head_dim && a.page_tokens == b.page_tokens, "pools differ: ", dtype_name(a.dtype), " ", a.page_tokens,
                  " x ", a.head_dim, " and ", dtype_name(b.dtype), " ", b.page_tokens, " x ", b.head_dim);
@@ -74,11 +82,18 @@ void page_copy(const KvPool& src, const py::object& src_pages, const KvPool& dst
   dispatch(call, run_page_copy, &DeviceOps::page_copy, p);
 }
 
+View reachable(const Call& call, const py::object& tensor, const char* name) {
+  const Call own;
+  const View view = as_tensor(tensor, name);
+  check_reach(call, own.device(), view.data, name);
+  return view;
+}
+
 PageRowsParams page_rows(const Call& call, const KvPool& pool, const py::object& pages, int64_t first_layer, int64_t last_layer, const py::object& rows,
                          const char* name) {
   check_layers(pool, first_layer, last_layer);
   add_pool(pool);
-  const View ids = as_int32(pages, "pages", 1), to = as_tensor(rows, name);
+  const View ids = as_int32(pages, "pages", 1), to = reachable(call, rows, name);
   if (call.on_cpu()) check_page_ids(pool, ints(ids), ids.shape[0], "pages");
   const Pages& g = pool.pages;
   const int64_t expected[] = {ids.shape[0], last_layer - first_layer, 2, g.page_tokens, g.head_dim};

@@ -15,6 +15,8 @@ const DeviceOps& cuda_ops() { fail_check("cuda_built()", __FILE__, __LINE__, kNo
 
 int cuda_use_device(int) { fail_check("cuda_built()", __FILE__, __LINE__, kNone); }
 
+bool cuda_reaches(int, const void*) { fail_check("cuda_built()", __FILE__, __LINE__, kNone); }
+
 int cuda_blocks(int) { fail_check("cuda_built()", __FILE__, __LINE__, kNone); }
 
 }  // namespace hetserve

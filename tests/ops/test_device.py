@@ -241,3 +241,53 @@ def test_few_long_sequences_fill_the_device_and_many_short_ones_stay_whole() -> 
 
 def test_pages_of_sixteen_tokens_are_whole_products() -> None:
     assert CHUNK_TOKENS % PAGE_TOKENS == 0
+
+
+# ------------------------------------------------------------------------------------------------------- memory that is elsewhere
+
+
+def test_pages_go_to_and_from_pinned_memory() -> None:
+    """Rows and whole pools, in either order of the page, without a copy between."""
+    need_gpu()
+    ids = torch.tensor([4, 0, 2], dtype=torch.int32, device="cuda")
+    memory = torch.randn(2, 5, 2, PAGE_TOKENS * 64).bfloat16().cuda()
+    pool = _C.KvPool(memory, 2, 5, PAGE_TOKENS, 64, "bfloat16", "plain")
+    rows = torch.zeros(3, 2, 2, PAGE_TOKENS, 64, dtype=torch.bfloat16, pin_memory=True)
+    _C.page_gather(pool, ids, 0, 2, rows)
+    torch.cuda.synchronize()
+    assert same_bits(rows.view(3, 2, -1), memory[:, ids.long()].transpose(0, 1).reshape(3, 2, -1).cpu())
+    for layout in ("plain", "packed"):
+        there, back = torch.zeros(memory.shape, dtype=torch.bfloat16, pin_memory=True), torch.zeros_like(memory)
+        host, other = (_C.KvPool(one, 2, 5, PAGE_TOKENS, 64, "bfloat16", kind) for one, kind in ((there, layout), (back, "plain")))
+        _C.page_copy(pool, ids, host, ids, 0, 2)
+        _C.page_copy(host, ids, other, ids, 0, 2)
+        torch.cuda.synchronize()
+        assert same_bits(back[:, ids.long()].cpu(), memory[:, ids.long()].cpu())
+    fresh = torch.zeros_like(memory)
+    _C.page_scatter(_C.KvPool(fresh, 2, 5, PAGE_TOKENS, 64, "bfloat16", "plain"), ids, 0, 2, rows)
+    torch.cuda.synchronize()
+    assert same_bits(fresh[:, ids.long()].cpu(), memory[:, ids.long()].cpu())
+
+
+def test_memory_that_a_gpu_does_not_reach_is_refused() -> None:
+    need_gpu()
+    memory = torch.zeros(5 * 2 * PAGE_TOKENS * 64, dtype=torch.bfloat16)
+    pool, host = (_C.KvPool(one, 1, 5, PAGE_TOKENS, 64, "bfloat16", "plain") for one in (memory.cuda(), memory))
+    ids = torch.zeros(1, dtype=torch.int32, device="cuda")
+    with pytest.raises(ValueError, match="dst_pool: is neither on the call's device"):
+        _C.page_copy(pool, ids, host, ids, 0, 1)
+    with pytest.raises(ValueError, match="out: is neither"):
+        _C.page_gather(pool, ids, 0, 1, torch.zeros(1, 1, 2, PAGE_TOKENS, 64, dtype=torch.bfloat16))
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
+def test_pages_go_from_one_gpu_to_another() -> None:
+    if not torch.cuda.can_device_access_peer(0, 1):
+        pytest.skip("no path between the two")
+    memory = torch.randn(5, 2, PAGE_TOKENS * 64).bfloat16().to("cuda:0")
+    there = torch.zeros_like(memory, device="cuda:1")
+    pools = [_C.KvPool(one, 1, 5, PAGE_TOKENS, 64, "bfloat16", "plain") for one in (memory, there)]
+    ids = torch.arange(5, dtype=torch.int32, device="cuda:0")
+    _C.page_copy(pools[0], ids, pools[1], ids, 0, 1)
+    torch.cuda.synchronize(0)
+    assert same_bits(there.cpu(), memory.cpu())

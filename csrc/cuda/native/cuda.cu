@@ -27,6 +27,24 @@ int cuda_use_device(int device) {
   return before;
 }
 
+bool cuda_reaches(int device, const void* memory) {
+  cudaPointerAttributes at{};
+  cuda::check(cudaPointerGetAttributes(&at, memory), "where memory is");
+  if (at.type != cudaMemoryTypeDevice || at.device == device) return at.type != cudaMemoryTypeUnregistered;
+  int can = 0;
+  cuda::check(cudaDeviceCanAccessPeer(&can, device, at.device), "a path between two devices");
+  if (can == 0) return false;
+  const int before = cuda_use_device(device);
+  const cudaError_t opened = cudaDeviceEnablePeerAccess(at.device, 0);
+  cuda_use_device(before);
+  if (opened == cudaErrorPeerAccessAlreadyEnabled) {
+    cudaGetLastError();  // it is no error, and must not be found by the next launch
+    return true;
+  }
+  cuda::check(opened, "a path between two devices");
+  return true;
+}
+
 int cuda_blocks(int device) {
   constexpr int kBlocksPerProcessor = 2;
   const int before = cuda_use_device(device), processors = cuda::chip().processors;
