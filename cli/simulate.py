@@ -86,7 +86,9 @@ def _run(plan: Plan, workload: Workload, journal: Path | None, screen: Screen) -
     config = config_from_plan(plan)
     lengths = zip(workload.arrivals_s, workload.lengths.input_tokens, workload.lengths.output_tokens, strict=True)
     arrivals = [Arrival(at_s, prompt, output) for at_s, prompt, output in lengths]
-    groups = [[SimStage(stage.cost, tuple(pool.heads for pool in stage.pools)) for stage in group.stages] for group in config.groups]
+    groups = [
+        [SimStage(stage.cost, tuple(pool.heads for pool in stage.pools), stage.pools[0].device) for stage in group.stages] for group in config.groups
+    ]
     costs = Costs(plan.model.shape, plan.model.dtype, plan.cluster, plan.profile)
     devices = [[pool.device for pool in group.pools] for group in config.groups]
 
@@ -94,7 +96,7 @@ def _run(plan: Plan, workload: Workload, journal: Path | None, screen: Screen) -
         size_bytes = move.pages_from.size * page_bytes(plan.model.shape, move.layers, plan.model.dtype)
         return costs.move_s(devices[move.source.group][move.source.pool], devices[move.target.group][move.target.pool], size_bytes)
 
-    executor = SimExecutor(arrivals, groups, config.kv_heads, move_s, config.max_seqs, config.max_model_len)
+    executor = SimExecutor(arrivals, groups, config.kv_heads, move_s, config.max_seqs, config.max_model_len, costs.excess())
     controller = Controller(config, policies_for(plan.system, plan.online))
     try:
         with journal.open("wb") if journal else nullcontext() as file, screen.progress("simulating", len(arrivals)) as advance:
@@ -121,6 +123,7 @@ def _result(plan: Plan, workload: Workload, executor: SimExecutor, given: dict[s
 
     from .bench_setup import numbers
 
+    lasted_s = max(executor.now_s, 1e-9)
     records = [_record(outcome) for choices in executor.outcomes for outcome in choices]
     percentiles = numbers(given["metric_percentiles"])
     rate = given["request_rate"] if math.isfinite(given["request_rate"]) else "inf"
@@ -130,8 +133,8 @@ def _result(plan: Plan, workload: Workload, executor: SimExecutor, given: dict[s
         "num_prompts": len(records),
         "request_rate": rate,
         "burstiness": given["burstiness"],
-        **summarise(records, max(executor.now_s, 1e-9), percentiles, parse_goodput(given["goodput"])),
-        "utilisation": {plan.groups[i].stages[0].primary[0]: group.busy_s / max(executor.now_s, 1e-9) for i, group in enumerate(executor.groups)},
+        **summarise(records, lasted_s, percentiles, parse_goodput(given["goodput"])),
+        "utilisation": {one.device: s / lasted_s for group in executor.groups for one, s in zip(group.stages, group.busy_s, strict=True)},
     }
     return {"systems": {plan.system: system}, "inputs": workload.lengths.inputs, "plan": plan.hash, "cluster": plan.cluster.name}
 

@@ -95,7 +95,7 @@ def page_copy(src_pool: KvPool, src_pages: Ints, dst_pool: KvPool, dst_pages: In
     """
 
 def page_gather(pool: KvPool, pages: Ints, first_layer: int, last_layer: int, out: Tensor) -> None:
-    """out: T [n, layers, 2, page_tokens, head_dim], plain; of a pool on a GPU it may be in pinned memory of the CPU, or on another GPU as for page_copy."""
+    """out: T [n, layers, 2, page_tokens, head_dim], plain; where the pool is on a GPU, also in pinned memory, or on another GPU as for page_copy."""
 
 def page_scatter(pool: KvPool, pages: Ints, first_layer: int, last_layer: int, src: Tensor) -> None:
     """The reverse of page_gather, and src may be where its out may. Pages must be distinct."""

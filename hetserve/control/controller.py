@@ -107,7 +107,7 @@ class Controller:
         assert request.id not in self.requests, request.id
         self._totals["arrived"] += request.n
         why = self._refusal(request)
-        group = self._route()
+        group = self._route(len(request.prompt))
         busy = sum(one.queue.waiting for one in self.groups) >= self.config.max_waiting
         if why or group < 0 or busy:
             self._totals["rejected"] += request.n
@@ -180,10 +180,10 @@ class Controller:
 
     # -------------------------------------------------------------------------------------------------- helpers
 
-    def _route(self) -> int:
-        """The group for a request without one; -1: all are down."""
+    def _route(self, tokens: int) -> int:
+        """The group for a request without one, of which so many tokens are known; -1: all are down."""
         usable = [group.tokens() if self._takes_prompts(group) else -1 for group in self.groups]
-        return self.policies.route(np.array(usable, np.int64), self._capacity, self._speed)
+        return self.policies.route(tokens, np.array(usable, np.int64), self._capacity, self._speed)
 
     def _takes_prompts(self, group: Group) -> bool:
         return group.spec.role != "decode" and group.up and all(one.target.up for one in self._handoffs if one.source is group)
@@ -277,7 +277,7 @@ class Controller:
     def _rehouse(self, sequence: Sequence, news: list[Command]) -> None:
         """Finds a group for a sequence that lost its own. A request's choices stay together: the first one's route is everyone's."""
         state = sequence.request
-        if not self._takes_prompts(self.groups[state.group]) and (group := self._route()) >= 0:
+        if not self._takes_prompts(self.groups[state.group]) and (group := self._route(len(sequence.tokens))) >= 0:
             state.group = group
         sequence.group = state.group
         if self._takes_prompts(self.groups[state.group]):

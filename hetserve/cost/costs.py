@@ -17,7 +17,7 @@ from hetserve.cost.roofline import Roofline, StepCost, workspace_bytes
 from hetserve.errors import SpecError
 from hetserve.spec.cluster import Cluster
 from hetserve.spec.model import DTYPE_BYTES, ModelSpec
-from hetserve.spec.profile import Contention, DeviceProfile, Profile
+from hetserve.spec.profile import WORKS, Contention, DeviceProfile, Profile
 from hetserve.spec.tensors import tensor_shapes
 
 LINK_BYTES = 2e9  # per second between worker processes of one machine
@@ -108,6 +108,11 @@ class Costs:
         """
         known = self.profile.beside(device, other) if self.profile is not None else None
         return known or Contention(device, other)
+
+    def excess(self) -> dict[tuple[str, str], tuple[tuple[float, ...], ...]]:
+        """(device, other) -> [what it does][what the other does] times slower, less 1, by WORKS; of devices that slow each other."""
+        known = self.profile.contention if self.profile is not None else ()
+        return {(one.device, one.other): tuple(tuple(one.factor(mine, others) - 1 for others in WORKS) for mine in WORKS) for one in known}
 
     def link_cost(self, source: str, target: str) -> LinkCost:
         """One direction between two devices."""

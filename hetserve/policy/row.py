@@ -14,7 +14,7 @@ Ints = NDArray[np.integer]
 Int32s = NDArray[np.int32]
 Floats = NDArray[np.float64]
 
-Route = Callable[[Ints, Ints, Floats], int]  # see policy/route.py
+Route = Callable[[int, Ints, Ints, Floats], int]  # see policy/route.py
 Batch = Callable[[int, Ints], list[int]]  # see policy/batch.py
 Heads = Callable[[int, int, Ints, Ints, StagePools], Int32s]  # see policy/heads.py
 Rebalance = Callable[[int, int, Ints, Ints, Ints, StagePools], Ints]  # see policy/rebalance.py

@@ -6,14 +6,15 @@ simulated request has as its stop token.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
 
-from hetserve.control.messages import Int32s, RunStep, Start
+from hetserve.control.messages import Int32s, MoveKv, RunStep, Start
 from hetserve.cost.costs import HeadCost
 from hetserve.cost.roofline import StepCost
 
@@ -27,6 +28,20 @@ class SimStage:
 
     cost: StepCost
     heads: tuple[HeadCost, ...]
+    device: str = ""  # its primary
+
+
+@dataclass
+class Pass:
+    """One step on its way through the stages of a group."""
+
+    step: int
+    group: int
+    parts_s: list[tuple[float, float, float]]  # of each stage: decode attention, products of decoding rows, products of prompts
+    tokens: Int32s  # what it samples
+    begun_s: float = 0.0  # in the first stage
+    stage_begun_s: float = 0.0  # in the one it is in
+    moves: list[MoveKv] = field(default_factory=list)  # that follow it
 
 
 class SimGroup:
@@ -48,40 +63,28 @@ class SimGroup:
         self.standing = np.zeros(slots, bool)
         self.computed = np.zeros(slots, np.int64)  # tokens whose KV is there
         self.left = np.zeros(slots, np.int64)  # tokens the answer still has to come
-        self.busy_s = 0.0  # of the busiest stage
-        self.spans_s: list[tuple[float, float]] = []  # when each stage began and ended the last step
-        self._busy_s = np.zeros(len(stages))
-        self._free_at_s = np.zeros(len(stages))
+        self.busy_s = [0.0] * len(stages)  # of each stage
+        self.waiting: list[deque[Pass]] = [deque() for _ in stages]  # for each stage, the one it works on first
 
-    def run(self, step: RunStep, now_s: float) -> tuple[Int32s, float, float]:
-        """Runs a step through all stages, each after the steps sent before it. Returns the sampled tokens, when it is done, and how long it ran."""
+    @property
+    def stages(self) -> Sequence[SimStage]:
+        return self._stages
+
+    def admit(self, step: RunStep) -> Pass:
+        """Applies a step's changes and says what it will take each stage, alone, and what it will sample."""
         self._apply(step)
         rows = np.flatnonzero(self.standing)
         sampled = np.concatenate([rows, step.chunk_slots[step.chunk_samples == 1]])
-        begun_s = done_s = max(now_s, float(self._free_at_s[0]))
-        self.spans_s.clear()
-        for number in range(len(self._stages)):
-            stage_s = self._stage_s(number, step, rows, len(sampled))
-            done_s = max(done_s, float(self._free_at_s[number])) + stage_s
-            self.spans_s.append((done_s - stage_s, done_s))
-            self._free_at_s[number] = done_s
-            self._busy_s[number] += stage_s
-        self.busy_s = float(self._busy_s.max())
+        parts_s = [self._parts_s(number, step, rows, len(sampled)) for number in range(len(self._stages))]
         self.computed[rows] += 1
         self.computed[step.chunk_slots] += step.chunk_tokens
         self.left[sampled] -= 1
         tokens = np.where(self.left[sampled] == 0, END, MORE).astype(np.int32)
-        return tokens, done_s, done_s - begun_s
+        return Pass(step.step, step.group, parts_s, tokens)
 
-    def behind_s(self, pool: int, layers: int, move_s: float) -> float:
-        """When a move is done that follows the last step from a pool and takes `move_s` by itself, an even share of it each of its layers.
-
-        The stage passes its layers evenly too, and a layer is sent once it is passed and the one before it is there. So the last one leaves when the
-        stage is done, or, where the wire is slower, all leave one after another from when the first is passed.
-        """
-        begun_s, done_s = next(span for pools, span in zip(self._pools, self.spans_s, strict=True) if pool in pools)
-        layer_s = (done_s - begun_s) / layers
-        return max(done_s + move_s / layers, begun_s + layer_s + move_s)
+    def stage_of(self, pool: int) -> int:
+        """Which stage's a pool is."""
+        return next(number for number, pools in enumerate(self._pools) if pool in pools)
 
     def _apply(self, step: RunStep) -> None:
         self.standing[step.ends] = False
@@ -98,11 +101,13 @@ class SimGroup:
         self.computed[start.slot] = start.cached_tokens
         self.left[start.slot] = self._output_tokens[start.request] - (len(start.tokens) - start.prompt_tokens)
 
-    def _stage_s(self, number: int, step: RunStep, rows: NDArray[np.int64], samples: int) -> float:
+    def _parts_s(self, number: int, step: RunStep, rows: NDArray[np.int64], samples: int) -> tuple[float, float, float]:
         before, size = self.computed[step.chunk_slots], step.chunk_tokens
         pairs = float((size * (before + size / 2)).sum())
-        dense_s = self._stages[number].cost.step_s(len(rows) + int(size.sum()), samples, 0, pairs)
-        return dense_s + max(self._attention_s(number, rows))
+        cost, chunks = self._stages[number].cost, int(size.sum())
+        dense_s = cost.step_s(len(rows) + chunks, samples, 0, pairs)
+        decode_s = cost.step_s(len(rows), len(rows), 0, 0.0) if len(rows) and chunks else 0.0 if chunks else dense_s
+        return max(self._attention_s(number, rows)), decode_s, dense_s - decode_s
 
     def _attention_s(self, number: int, rows: NDArray[np.int64]) -> list[float]:
         """Decode attention on each of a stage's pools, which slow each other as soon as two of them hold something."""

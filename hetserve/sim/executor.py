@@ -1,8 +1,9 @@
 """The simulator: an executor whose workers are formulas and whose clock is a number. The same arrivals always give the same run.
 
-Events happen in the order (time, priority, number): at one instant steps end before requests arrive. It knows how long answers are.
+Events happen in the order (time, priority, number): at one instant stages are done before steps end, and those end before requests arrive. It knows
+how long answers are. A stage works on one step at a time, in their order; devices slow each other as `shared.py` says.
 
-A move takes its time whatever else is under way. One that follows a step ends when the step's last layer has been sent (see `SimGroup.behind_s`).
+A move takes its time whatever else is under way. One that follows a step ends when the step's last layer has been sent (see `_behind_s`).
 """
 
 from __future__ import annotations
@@ -29,11 +30,12 @@ from hetserve.control.messages import (
     WakeAt,
     Woke,
 )
-from hetserve.sim.device import END, MORE, SimGroup, SimStage
+from hetserve.sim.device import END, MORE, Pass, SimGroup, SimStage
+from hetserve.sim.shared import Excess, SharedDevices, Work
 
-STEP_ENDS, MOVE_ENDS, ARRIVES, WAKES = range(4)  # priorities
+PASSES, STEP_ENDS, MOVE_ENDS, ARRIVES, WAKES = range(5)  # priorities
 
-Make = Callable[[float, int], Event]  # (at_s, seq) -> event
+Make = Callable[[float, int], Event | None]  # (at_s, seq) -> event, if it is the controller's affair
 
 
 @dataclass(frozen=True)
@@ -66,6 +68,7 @@ class SimExecutor:
         move_s: seconds that a move takes.
         max_seqs: slots of each group.
         max_tokens: what every request asks for; answers end before it by their stop token.
+        excess: how devices slow each other (see `SharedDevices`); none: they do not.
     """
 
     def __init__(
@@ -76,6 +79,7 @@ class SimExecutor:
         move_s: Callable[[MoveKv], float],
         max_seqs: int,
         max_tokens: int,
+        excess: Excess | None = None,
     ) -> None:
         outputs = {number: arrival.output_tokens for number, arrival in enumerate(arrivals)}
         self.groups = [SimGroup(max_seqs, stages, kv_heads, outputs) for stages in groups]
@@ -85,6 +89,7 @@ class SimExecutor:
         self.now_s = 0.0
         self.events_seen = 0
         self.ended = 0  # choices that are over
+        self._devices = SharedDevices(excess or {}, self._later)
         self._heap: list[tuple[float, int, int, Make]] = []
         self._pushed = 0
         for number, arrival in enumerate(arrivals):
@@ -95,8 +100,9 @@ class SimExecutor:
         while self._heap:
             self.now_s, _, _, make = heapq.heappop(self._heap)
             event = make(self.now_s, self.events_seen)
-            self.events_seen += 1
-            yield event
+            if event is not None:
+                self.events_seen += 1
+                yield event
 
     def execute(self, command: Command) -> None:
         """Carries out one command."""
@@ -122,16 +128,59 @@ class SimExecutor:
                 self._end_move(command, self.now_s + self._move_s(command))
 
     def _run(self, command: RunStep) -> None:
-        """Runs a step and the moves that follow it."""
-        step, group = command.step, self.groups[command.group]
-        tokens, done_s, step_s = group.run(command, self.now_s)
-        self._push(done_s, STEP_ENDS, lambda at_s, seq: StepDone(at_s, seq, step, command.group, tokens, step_s))
-        for move in self._following.pop((command.group, step), ()):
-            layers = move.layers[1] - move.layers[0]
-            self._end_move(move, group.behind_s(move.source.pool, layers, self._move_s(move)))
+        """Sends a step into its group's first stage, and the moves that follow it with it."""
+        one = self.groups[command.group].admit(command)
+        one.begun_s = self.now_s  # or later: when the first stage is free
+        one.moves = self._following.pop((command.group, command.step), [])
+        self._enter(one, 0, self.now_s)
+
+    def _enter(self, one: Pass, stage: int, now_s: float) -> None:
+        waiting = self.groups[one.group].waiting[stage]
+        waiting.append(one)
+        if len(waiting) == 1:
+            self._work(one, stage, now_s)
+
+    def _work(self, one: Pass, stage: int, now_s: float) -> None:
+        one.stage_begun_s = now_s
+        if stage == 0:
+            one.begun_s = now_s
+        device = self.groups[one.group].stages[stage].device
+        self._devices.begin(Work(device, one.parts_s[stage], lambda done_s: self._passed(one, stage, done_s)), now_s)
+
+    def _passed(self, one: Pass, stage: int, now_s: float) -> None:
+        """A stage is done with a step: on with it, and with the next one here."""
+        group = self.groups[one.group]
+        group.busy_s[stage] += now_s - one.stage_begun_s
+        for move in one.moves:
+            if group.stage_of(move.source.pool) == stage:
+                self._end_move(move, self._behind_s(move, one.stage_begun_s, now_s))
+        if stage + 1 < len(group.stages):
+            self._enter(one, stage + 1, now_s)
+        else:
+            self._push(now_s, STEP_ENDS, lambda at_s, seq: StepDone(at_s, seq, one.step, one.group, one.tokens, at_s - one.begun_s))
+        waiting = group.waiting[stage]
+        waiting.popleft()
+        if waiting:
+            self._work(waiting[0], stage, now_s)
+
+    def _behind_s(self, move: MoveKv, begun_s: float, done_s: float) -> float:
+        """When a move is done that follows a stage's step, which it worked on so long.
+
+        An even share of the move is each of its layers. The stage passes its layers evenly too, and a layer is sent once it is passed and the one
+        before it is there. So the last one leaves when the stage is done, or, where the wire is slower, all leave one after another from when the
+        first is passed.
+        """
+        layers, move_s = move.layers[1] - move.layers[0], self._move_s(move)
+        return max(done_s + move_s / layers, begun_s + (done_s - begun_s) / layers + move_s)
 
     def _end_move(self, move: MoveKv, at_s: float) -> None:
         self._push(at_s, MOVE_ENDS, lambda at_s, seq: MoveDone(at_s, seq, move.move, True))
+
+    def _later(self, at_s: float, done: Callable[[float], None]) -> None:
+        def make(now_s: float, seq: int) -> None:
+            done(now_s)
+
+        self._push(at_s, PASSES, make)
 
     def _push(self, at_s: float, priority: int, make: Make) -> None:
         heapq.heappush(self._heap, (at_s, priority, self._pushed, make))

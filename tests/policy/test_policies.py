@@ -12,15 +12,15 @@ from hetserve.policy.pools import StagePools
 COUNTS = st.lists(st.integers(-1, 1000), min_size=1, max_size=6)
 
 
-@given(COUNTS, st.data())
-def test_route_takes_the_least_loaded_group_that_is_up(tokens, data) -> None:
+@given(st.integers(1, 2000), COUNTS, st.data())
+def test_route_takes_the_group_that_would_be_least_loaded(added, tokens, data) -> None:
     capacity = data.draw(st.lists(st.integers(1, 1000), min_size=len(tokens), max_size=len(tokens)))
-    group = route.least_loaded(np.array(tokens), np.array(capacity), np.ones(len(tokens)))
+    group = route.least_loaded(added, np.array(tokens), np.array(capacity), np.ones(len(tokens)))
     up = [index for index, held in enumerate(tokens) if held >= 0]
     if not up:
         assert group == -1
     else:
-        assert group == min(up, key=lambda index: (tokens[index] / capacity[index], index))
+        assert group == min(up, key=lambda index: ((tokens[index] + added) / capacity[index], index))
 
 
 @given(st.integers(0, 100), st.lists(st.integers(1, 60), max_size=8))

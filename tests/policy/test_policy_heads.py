@@ -186,9 +186,19 @@ def test_drift_of_two_ranks_counts_only_what_may_move() -> None:
     assert moved(0.1, [[4, 4, 0]], with_worker, ranks=2) == [0]
 
 
-@given(st.lists(st.integers(-1, 1000), min_size=1, max_size=5), st.data())
-def test_the_group_that_is_through_first(tokens, data) -> None:
+@given(st.integers(1, 2000), st.lists(st.integers(-1, 1000), min_size=1, max_size=5), st.data())
+def test_the_group_that_would_be_through_first(added, tokens, data) -> None:
     speed = np.array(data.draw(st.lists(st.floats(0.1, 100), min_size=len(tokens), max_size=len(tokens))))
-    group = route.fastest(np.array(tokens), np.ones(len(tokens)), speed)
+    group = route.fastest(added, np.array(tokens), np.ones(len(tokens)), speed)
     up = [index for index, held in enumerate(tokens) if held >= 0]
-    assert group == min(up, key=lambda index: (tokens[index] / speed[index], -speed[index], index), default=-1)
+    assert group == min(up, key=lambda index: ((tokens[index] + added) / speed[index], -speed[index], index), default=-1)
+
+
+def test_a_slow_group_gets_its_share_and_not_the_first_request_that_finds_it_idle() -> None:
+    """Of sixteen requests at once, a group that is 6.7 times slower than the other is through with two in time, not three."""
+    tokens = np.zeros(2, np.int64)
+    order = []
+    for _ in range(16):
+        order.append(route.fastest(1000, tokens, np.ones(2), np.array([6.7, 1.0])))
+        tokens[order[-1]] += 1000
+    assert order.index(1) == 6 and order.count(1) == 2

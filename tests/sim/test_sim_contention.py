@@ -30,6 +30,6 @@ def test_a_step_takes_what_its_slowest_pool_takes(away, slowest_s) -> None:
     group = SimGroup(1, [SimStage(StepCost(DENSE_S, NOTHING, NOTHING, 0.0, 0.0, 0.0, "test"), HEADS)], 4, {0: 50})
     group.standing[0], group.computed[0], group.left[0] = True, 100, 50
     group.placement[0, : len(away)] = away
-    _, done_s, took_s = group.run(STEP, 1.0)
-    assert took_s == pytest.approx(DENSE_S + slowest_s) and done_s == pytest.approx(1.0 + took_s)
+    (parts_s,) = group.admit(STEP).parts_s
+    assert parts_s == pytest.approx((slowest_s, DENSE_S, 0.0))
     assert np.flatnonzero(group.standing).tolist() == [0]

@@ -94,7 +94,7 @@ def test_one_request_takes_the_time_the_cost_says() -> None:
     second = COST.step_s(36, 1, 0, 36 * (64 + 18))
     decode = [COST.step_s(1, 1, context, 0) for context in range(100, 104)]
     np.testing.assert_allclose(executor.outcomes[0][0].token_s, 1.0 + np.cumsum([first + second, *decode]))
-    np.testing.assert_allclose(executor.groups[0].busy_s, first + second + sum(decode) + COST.step_s(1, 1, 104, 0))
+    np.testing.assert_allclose(executor.groups[0].busy_s, [first + second + sum(decode) + COST.step_s(1, 1, 104, 0)])
 
 
 def test_the_controller_predicts_what_the_simulator_takes() -> None:
