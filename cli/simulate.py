@@ -80,6 +80,7 @@ def _run(plan: Plan, workload: Workload, journal: Path | None, screen: Screen) -
     from hetserve.drive import drive
     from hetserve.sim.device import SimStage
     from hetserve.sim.executor import Arrival, SimExecutor
+    from hetserve.sim.links import Way
     from hetserve.spec.plan import page_bytes
     from hetserve.systems import policies_for
 
@@ -92,11 +93,18 @@ def _run(plan: Plan, workload: Workload, journal: Path | None, screen: Screen) -
     costs = Costs(plan.model.shape, plan.model.dtype, plan.cluster, plan.profile)
     devices = [[pool.device for pool in group.pools] for group in config.groups]
 
-    def move_s(move: MoveKv) -> float:
-        size_bytes = move.pages_from.size * page_bytes(plan.model.shape, move.layers, plan.model.dtype)
-        return costs.move_s(devices[move.source.group][move.source.pool], devices[move.target.group][move.target.pool], size_bytes)
+    bytes_per_s: dict[str, float] = {}
 
-    executor = SimExecutor(arrivals, groups, config.kv_heads, move_s, config.max_seqs, config.max_model_len, costs.excess())
+    def carry(move: MoveKv) -> tuple[Way, int]:
+        size_bytes = move.pages_from.size * page_bytes(plan.model.shape, move.layers, plan.model.dtype)
+        source, target = devices[move.source.group][move.source.pool], devices[move.target.group][move.target.pool]
+        if source == target:
+            return Way(0.0, ()), size_bytes
+        link, cost = f"{source} to {target}", costs.link_cost(source, target)
+        bytes_per_s[link] = cost.bytes_per_s
+        return Way(cost.beta_s, (link,)), size_bytes
+
+    executor = SimExecutor(arrivals, groups, config.kv_heads, carry, bytes_per_s, config.max_seqs, config.max_model_len, costs.excess())
     controller = Controller(config, policies_for(plan.system, plan.online))
     try:
         with journal.open("wb") if journal else nullcontext() as file, screen.progress("simulating", len(arrivals)) as advance:

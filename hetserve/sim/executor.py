@@ -3,13 +3,13 @@
 Events happen in the order (time, priority, number): at one instant stages are done before steps end, and those end before requests arrive. It knows
 how long answers are. A stage works on one step at a time, in their order; devices slow each other as `shared.py` says.
 
-A move takes its time whatever else is under way. One that follows a step ends when the step's last layer has been sent (see `_behind_s`).
+Moves share links as `links.py` says, and slow no steps. One that follows a step ends when the step's last layer has been sent (see `_follow`).
 """
 
 from __future__ import annotations
 
 import heapq
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -31,6 +31,7 @@ from hetserve.control.messages import (
     Woke,
 )
 from hetserve.sim.device import END, MORE, Pass, SimGroup, SimStage
+from hetserve.sim.links import FairLinks, Way
 from hetserve.sim.shared import Excess, SharedDevices, Work
 
 PASSES, STEP_ENDS, MOVE_ENDS, ARRIVES, WAKES = range(5)  # priorities
@@ -65,7 +66,8 @@ class SimExecutor:
     Args:
         groups: the stages of each group.
         kv_heads: KV heads of the model.
-        move_s: seconds that a move takes.
+        carry: the way of a move and its bytes.
+        bytes_per_s: of each link.
         max_seqs: slots of each group.
         max_tokens: what every request asks for; answers end before it by their stop token.
         excess: how devices slow each other (see `SharedDevices`); none: they do not.
@@ -76,20 +78,22 @@ class SimExecutor:
         arrivals: Sequence[Arrival],
         groups: Sequence[Sequence[SimStage]],
         kv_heads: int,
-        move_s: Callable[[MoveKv], float],
+        carry: Callable[[MoveKv], tuple[Way, int]],
+        bytes_per_s: Mapping[str, float],
         max_seqs: int,
         max_tokens: int,
         excess: Excess | None = None,
     ) -> None:
         outputs = {number: arrival.output_tokens for number, arrival in enumerate(arrivals)}
         self.groups = [SimGroup(max_seqs, stages, kv_heads, outputs) for stages in groups]
-        self._move_s = move_s
+        self._carry = carry
         self._following: dict[tuple[int, int], list[MoveKv]] = {}  # (group, step) -> moves behind it, which come before it
         self.outcomes = [[Outcome(one.at_s, one.prompt_tokens) for _ in range(one.n)] for one in arrivals]
         self.now_s = 0.0
         self.events_seen = 0
         self.ended = 0  # choices that are over
         self._devices = SharedDevices(excess or {}, self._later)
+        self._links = FairLinks(bytes_per_s, self._later)
         self._heap: list[tuple[float, int, int, Make]] = []
         self._pushed = 0
         for number, arrival in enumerate(arrivals):
@@ -125,7 +129,7 @@ class SimExecutor:
             case MoveKv() if command.step >= 0:
                 self._following.setdefault((command.source.group, command.step), []).append(command)
             case MoveKv():
-                self._end_move(command, self.now_s + self._move_s(command))
+                self._links.begin(*self._carry(command), self._arriving(command), self.now_s)
 
     def _run(self, command: RunStep) -> None:
         """Sends a step into its group's first stage, and the moves that follow it with it."""
@@ -153,7 +157,7 @@ class SimExecutor:
         group.busy_s[stage] += now_s - one.stage_begun_s
         for move in one.moves:
             if group.stage_of(move.source.pool) == stage:
-                self._end_move(move, self._behind_s(move, one.stage_begun_s, now_s))
+                self._follow(move, one.stage_begun_s, now_s)
         if stage + 1 < len(group.stages):
             self._enter(one, stage + 1, now_s)
         else:
@@ -163,18 +167,23 @@ class SimExecutor:
         if waiting:
             self._work(waiting[0], stage, now_s)
 
-    def _behind_s(self, move: MoveKv, begun_s: float, done_s: float) -> float:
-        """When a move is done that follows a stage's step, which it worked on so long.
+    def _follow(self, move: MoveKv, begun_s: float, now_s: float) -> None:
+        """A move that follows a stage's step, which it has just done: what of it is still to be sent.
 
         An even share of the move is each of its layers. The stage passes its layers evenly too, and a layer is sent once it is passed and the one
-        before it is there. So the last one leaves when the stage is done, or, where the wire is slower, all leave one after another from when the
-        first is passed.
+        before it is there. So the last one leaves now, or, where the wire is slower, what it could not carry since the first layer was passed.
         """
-        layers, move_s = move.layers[1] - move.layers[0], self._move_s(move)
-        return max(done_s + move_s / layers, begun_s + (done_s - begun_s) / layers + move_s)
+        way, size_bytes = self._carry(move)
+        layers = move.layers[1] - move.layers[0]
+        since_s = (now_s - begun_s) * (1 - 1 / layers) - way.latency_s
+        left_bytes = max(size_bytes / layers, size_bytes - max(0.0, since_s) * self._links.alone(way)) if way.links else 0.0
+        self._links.begin(way, left_bytes, self._arriving(move), now_s)
 
-    def _end_move(self, move: MoveKv, at_s: float) -> None:
-        self._push(at_s, MOVE_ENDS, lambda at_s, seq: MoveDone(at_s, seq, move.move, True))
+    def _arriving(self, move: MoveKv) -> Callable[[float], None]:
+        def arrived(now_s: float) -> None:
+            self._push(now_s, MOVE_ENDS, lambda at_s, seq: MoveDone(at_s, seq, move.move, True))
+
+        return arrived
 
     def _later(self, at_s: float, done: Callable[[float], None]) -> None:
         def make(now_s: float, seq: int) -> None:

@@ -19,6 +19,7 @@ from hetserve.cost.roofline import StepCost
 from hetserve.drive import drive
 from hetserve.sim.device import SimStage
 from hetserve.sim.executor import Arrival, SimExecutor
+from hetserve.sim.links import Way
 from hetserve.systems import UNIFORM
 
 COST = StepCost(2e-3, Curve.floor(3e-3, 1e-4), Curve((1.0,), (1e-6,)), attend_s=0.0, context_s=1e-7, pair_s=1e-8, source="test")
@@ -34,7 +35,9 @@ CONFIG = ControllerConfig("uniform", "none", (group(4 * 100),), 4, 16, 512, 16, 
 
 def simulate(arrivals, config=CONFIG, observe=None, move_s=1e-3, policies=UNIFORM) -> tuple[SimExecutor, Controller]:
     stages = [[SimStage(stage.cost, tuple(pool.heads for pool in stage.pools)) for stage in group.stages] for group in config.groups]
-    executor = SimExecutor(arrivals, stages, config.kv_heads, lambda move: move_s, config.max_seqs, config.max_model_len)
+    executor = SimExecutor(
+        arrivals, stages, config.kv_heads, lambda move: (Way(0.0, ("wire",)), 10**6), {"wire": 10**6 / move_s}, config.max_seqs, config.max_model_len
+    )
     controller = Controller(config, policies)
 
     def check(event, commands) -> None:

@@ -1,0 +1,99 @@
+"""Transfers that share links: each gets its max-min fair share of every link on its way, anew whenever one begins or ends.
+
+A transfer first waits its latency, in which it takes no bandwidth, then its bytes flow.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+Done = Callable[[float], None]  # told when
+Push = Callable[[float, Done], None]  # calls it at that time
+
+
+@dataclass(frozen=True)
+class Way:
+    """From one device to another."""
+
+    latency_s: float
+    links: tuple[str, ...]  # what it goes over; none: it takes no time
+
+
+@dataclass
+class Flow:
+    """One transfer whose bytes flow."""
+
+    links: tuple[str, ...]
+    left_bytes: float
+    done: Done
+    rate: float = 0.0  # bytes per second
+    since_s: float = 0.0
+    turn: int = 0  # how often the rate has changed
+
+
+class FairLinks:
+    """Carries transfers.
+
+    Args:
+        bytes_per_s: of each link.
+        push: has something done at a time.
+    """
+
+    def __init__(self, bytes_per_s: Mapping[str, float], push: Push) -> None:
+        self._bytes_per_s = bytes_per_s
+        self._push = push
+        self._flows: list[Flow] = []
+
+    def begin(self, way: Way, size_bytes: float, done: Done, now_s: float) -> None:
+        """Starts a transfer; `done` is called when the last byte is there."""
+        if not way.links or size_bytes <= 0:
+            self._push(now_s + way.latency_s, done)
+            return
+        self._push(now_s + way.latency_s, lambda then_s: self._flow(Flow(way.links, size_bytes, done), then_s))
+
+    def alone(self, way: Way) -> float:
+        """Bytes per second of a transfer that shares its way with no other; infinite where it goes over no link."""
+        return min((self._bytes_per_s[link] for link in way.links), default=float("inf"))
+
+    def _flow(self, flow: Flow, now_s: float) -> None:
+        flow.since_s = now_s
+        self._flows.append(flow)
+        self._again(now_s)
+
+    def _again(self, now_s: float) -> None:
+        """Something began or ended: how fast are the others now?"""
+        for flow, rate in zip(self._flows, fair_rates([flow.links for flow in self._flows], self._bytes_per_s), strict=True):
+            if rate != flow.rate:
+                flow.left_bytes -= (now_s - flow.since_s) * flow.rate
+                flow.since_s, flow.rate, flow.turn = now_s, rate, flow.turn + 1
+                self._push(now_s + max(0.0, flow.left_bytes) / rate, self._ends(flow, flow.turn))
+
+    def _ends(self, flow: Flow, turn: int) -> Done:
+        def end(now_s: float) -> None:
+            if flow.turn == turn:  # nothing has changed since
+                self._flows.remove(flow)
+                self._again(now_s)
+                flow.done(now_s)
+
+        return end
+
+
+def fair_rates(ways: Sequence[tuple[str, ...]], bytes_per_s: Mapping[str, float]) -> list[float]:
+    """The max-min fair rate of each flow, given the links it goes over: none can have more without one that has no more having less.
+
+    Filled up progressively: of all links, the one whose share for each flow left is the smallest settles those flows.
+    """
+    rates = [0.0] * len(ways)
+    open_ = dict.fromkeys(range(len(ways)))
+    room = {link: bytes_per_s[link] for way in ways for link in way}
+    while open_:
+        users = {link: sum(link in ways[flow] for flow in open_) for link in room}
+        link = min((link for link in room if users[link]), key=lambda link: room[link] / users[link])
+        share = room[link] / users[link]
+        for flow in [flow for flow in open_ if link in ways[flow]]:
+            rates[flow] = share
+            del open_[flow]
+            for other in ways[flow]:
+                room[other] -= share
+    return rates
