@@ -88,7 +88,8 @@ def _run(plan: Plan, workload: Workload, journal: Path | None, screen: Screen) -
     lengths = zip(workload.arrivals_s, workload.lengths.input_tokens, workload.lengths.output_tokens, strict=True)
     arrivals = [Arrival(at_s, prompt, output) for at_s, prompt, output in lengths]
     groups = [
-        [SimStage(stage.cost, tuple(pool.heads for pool in stage.pools), stage.pools[0].device) for stage in group.stages] for group in config.groups
+        [SimStage(stage.cost, tuple(pool.heads for pool in stage.pools), tuple(pool.device for pool in stage.pools)) for stage in group.stages]
+        for group in config.groups
     ]
     costs = Costs(plan.model.shape, plan.model.dtype, plan.cluster, plan.profile)
     devices = [[pool.device for pool in group.pools] for group in config.groups]
@@ -142,7 +143,7 @@ def _result(plan: Plan, workload: Workload, executor: SimExecutor, given: dict[s
         "request_rate": rate,
         "burstiness": given["burstiness"],
         **summarise(records, lasted_s, percentiles, parse_goodput(given["goodput"])),
-        "utilisation": {one.device: s / lasted_s for group in executor.groups for one, s in zip(group.stages, group.busy_s, strict=True)},
+        "utilisation": {one.primary: s / lasted_s for group in executor.groups for one, s in zip(group.stages, group.busy_s, strict=True)},
     }
     return {"systems": {plan.system: system}, "inputs": workload.lengths.inputs, "plan": plan.hash, "cluster": plan.cluster.name}
 

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from hetserve.control.messages import Int32s, MoveKv, RunStep, Start
 from hetserve.cost.costs import HeadCost
 from hetserve.cost.roofline import StepCost
+from hetserve.sim.faults import LOST
 
 END = 0
 MORE = 1
@@ -28,7 +29,11 @@ class SimStage:
 
     cost: StepCost
     heads: tuple[HeadCost, ...]
-    device: str = ""  # its primary
+    devices: tuple[str, ...]  # of its pools, its primary first
+
+    @property
+    def primary(self) -> str:
+        return self.devices[0]
 
 
 @dataclass
@@ -42,6 +47,7 @@ class Pass:
     begun_s: float = 0.0  # in the first stage
     stage_begun_s: float = 0.0  # in the one it is in
     moves: list[MoveKv] = field(default_factory=list)  # that follow it
+    era: int = 0
 
 
 class SimGroup:
@@ -51,9 +57,13 @@ class SimGroup:
         slots: how many there are.
         stages, kv_heads: what a step costs.
         output_tokens: request -> tokens of each of its answers.
+        slower: device -> how many times slower it is than its costs say; those it does not have are as they should be.
     """
 
-    def __init__(self, slots: int, stages: Sequence[SimStage], kv_heads: int, output_tokens: Mapping[int, int]) -> None:
+    def __init__(
+        self, slots: int, stages: Sequence[SimStage], kv_heads: int, output_tokens: Mapping[int, int], slower: Mapping[str, float] | None = None
+    ) -> None:
+        self._slower = slower if slower is not None else {}
         self._stages = stages
         self._output_tokens = output_tokens
         firsts = np.cumsum([0, *(len(stage.heads) for stage in stages)])
@@ -65,6 +75,7 @@ class SimGroup:
         self.left = np.zeros(slots, np.int64)  # tokens the answer still has to come
         self.busy_s = [0.0] * len(stages)  # of each stage
         self.waiting: list[deque[Pass]] = [deque() for _ in stages]  # for each stage, the one it works on first
+        self.era = 0  # how often it has lost everything
 
     @property
     def stages(self) -> Sequence[SimStage]:
@@ -80,7 +91,14 @@ class SimGroup:
         self.computed[step.chunk_slots] += step.chunk_tokens
         self.left[sampled] -= 1
         tokens = np.where(self.left[sampled] == 0, END, MORE).astype(np.int32)
-        return Pass(step.step, step.group, parts_s, tokens)
+        return Pass(step.step, step.group, parts_s, tokens, era=self.era)
+
+    def forget(self) -> None:
+        """Its primaries have lost all they knew, and what they were working on."""
+        self.era += 1
+        self.standing[:] = False
+        for waiting in self.waiting:
+            waiting.clear()
 
     def stage_of(self, pool: int) -> int:
         """Which stage's a pool is."""
@@ -107,15 +125,18 @@ class SimGroup:
         cost, chunks = self._stages[number].cost, int(size.sum())
         dense_s = cost.step_s(len(rows) + chunks, samples, 0, pairs)
         decode_s = cost.step_s(len(rows), len(rows), 0, 0.0) if len(rows) and chunks else 0.0 if chunks else dense_s
-        return max(self._attention_s(number, rows)), decode_s, dense_s - decode_s
+        slower = self._slower.get(self._stages[number].primary, 1.0)
+        return max(self._attention_s(number, rows)), slower * decode_s, slower * (dense_s - decode_s)
 
     def _attention_s(self, number: int, rows: NDArray[np.int64]) -> list[float]:
         """Decode attention on each of a stage's pools, which slow each other as soon as two of them hold something."""
-        held, seconds = [], []
-        for pool, cost in zip(self._pools[number], self._stages[number].heads, strict=True):
+        held, seconds, stage = [], [], self._stages[number]
+        for pool, cost, device in zip(self._pools[number], stage.heads, stage.devices, strict=True):
             heads = (self.placement[rows] == pool).sum(1)
             held.append(int(heads.sum()))
-            seconds.append(cost.head_s * held[-1] + cost.token_s * int((heads * self.computed[rows]).sum()))
+            own_s = cost.head_s * held[-1] + cost.token_s * int((heads * self.computed[rows]).sum())
+            slower = self._slower.get(device, 1.0)
+            seconds.append(slower * own_s if slower != LOST else 0.0)  # nobody waits for what is gone
         alone = sum(count > 0 for count in held) == 1
         costs = zip(seconds, held, self._stages[number].heads, strict=True)
         return [own_s * (1 if alone else cost.shared) + cost.fixed_s if count else 0.0 for own_s, count, cost in costs]

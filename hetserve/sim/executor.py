@@ -29,12 +29,15 @@ from hetserve.control.messages import (
     Tokens,
     WakeAt,
     Woke,
+    WorkerJoined,
+    WorkerLost,
 )
 from hetserve.sim.device import END, MORE, Pass, SimGroup, SimStage
+from hetserve.sim.faults import LOST, Fault
 from hetserve.sim.links import FairLinks, Way
 from hetserve.sim.shared import Excess, SharedDevices, Work
 
-PASSES, STEP_ENDS, MOVE_ENDS, ARRIVES, WAKES = range(5)  # priorities
+FAULTS, PASSES, STEP_ENDS, MOVE_ENDS, ARRIVES, WAKES = range(6)  # priorities
 
 Make = Callable[[float, int], Event | None]  # (at_s, seq) -> event, if it is the controller's affair
 
@@ -71,6 +74,7 @@ class SimExecutor:
         max_seqs: slots of each group.
         max_tokens: what every request asks for; answers end before it by their stop token.
         excess: how devices slow each other (see `SharedDevices`); none: they do not.
+        faults: what goes wrong. A lost device's steps and moves never end; the controller hears of the loss at once.
     """
 
     def __init__(
@@ -83,9 +87,12 @@ class SimExecutor:
         max_seqs: int,
         max_tokens: int,
         excess: Excess | None = None,
+        faults: Sequence[Fault] = (),
     ) -> None:
         outputs = {number: arrival.output_tokens for number, arrival in enumerate(arrivals)}
-        self.groups = [SimGroup(max_seqs, stages, kv_heads, outputs) for stages in groups]
+        self._slower: dict[str, float] = {}
+        self.groups = [SimGroup(max_seqs, stages, kv_heads, outputs, self._slower) for stages in groups]
+        self._moves: dict[int, MoveKv] = {}  # ordered and not over
         self._carry = carry
         self._following: dict[tuple[int, int], list[MoveKv]] = {}  # (group, step) -> moves behind it, which come before it
         self.outcomes = [[Outcome(one.at_s, one.prompt_tokens) for _ in range(one.n)] for one in arrivals]
@@ -96,6 +103,8 @@ class SimExecutor:
         self._links = FairLinks(bytes_per_s, self._later)
         self._heap: list[tuple[float, int, int, Make]] = []
         self._pushed = 0
+        for fault in faults:
+            self._push(fault.at_s, FAULTS, partial(self._fault, fault))
         for number, arrival in enumerate(arrivals):
             self._push(arrival.at_s, ARRIVES, partial(_arrived, number, arrival, max_tokens))
 
@@ -126,13 +135,13 @@ class SimExecutor:
                     self.ended += 1
             case WakeAt():
                 self._push(command.at_s, WAKES, Woke)
-            case MoveKv() if command.step >= 0:
-                self._following.setdefault((command.source.group, command.step), []).append(command)
             case MoveKv():
-                self._links.begin(*self._carry(command), self._arriving(command), self.now_s)
+                self._move(command)
 
     def _run(self, command: RunStep) -> None:
         """Sends a step into its group's first stage, and the moves that follow it with it."""
+        if self._lost(*(stage.primary for stage in self.groups[command.group].stages)):
+            return
         one = self.groups[command.group].admit(command)
         one.begun_s = self.now_s  # or later: when the first stage is free
         one.moves = self._following.pop((command.group, command.step), [])
@@ -148,12 +157,14 @@ class SimExecutor:
         one.stage_begun_s = now_s
         if stage == 0:
             one.begun_s = now_s
-        device = self.groups[one.group].stages[stage].device
+        device = self.groups[one.group].stages[stage].primary
         self._devices.begin(Work(device, one.parts_s[stage], lambda done_s: self._passed(one, stage, done_s)), now_s)
 
     def _passed(self, one: Pass, stage: int, now_s: float) -> None:
         """A stage is done with a step: on with it, and with the next one here."""
         group = self.groups[one.group]
+        if one.era != group.era:
+            return
         group.busy_s[stage] += now_s - one.stage_begun_s
         for move in one.moves:
             if group.stage_of(move.source.pool) == stage:
@@ -180,10 +191,43 @@ class SimExecutor:
         self._links.begin(way, left_bytes, self._arriving(move), now_s)
 
     def _arriving(self, move: MoveKv) -> Callable[[float], None]:
-        def arrived(now_s: float) -> None:
-            self._push(now_s, MOVE_ENDS, lambda at_s, seq: MoveDone(at_s, seq, move.move, True))
+        return lambda now_s: self._end_move(move, now_s, True)
 
-        return arrived
+    def _move(self, move: MoveKv) -> None:
+        self._moves[move.move] = move
+        if self._lost(*self._ends_of(move)):
+            self._end_move(move, self.now_s, False)
+        elif move.step >= 0:
+            self._following.setdefault((move.source.group, move.step), []).append(move)
+        else:
+            self._links.begin(*self._carry(move), self._arriving(move), self.now_s)
+
+    def _end_move(self, move: MoveKv, at_s: float, ok: bool) -> None:
+        """Says that it is over, unless that has been said."""
+        if self._moves.pop(move.move, None) is not None:
+            self._push(at_s, MOVE_ENDS, lambda now_s, seq: MoveDone(now_s, seq, move.move, ok))
+
+    def _ends_of(self, move: MoveKv) -> list[str]:
+        """The devices at both ends."""
+        places = (move.source, move.target)
+        return [[device for stage in self.groups[place.group].stages for device in stage.devices][place.pool] for place in places]
+
+    def _lost(self, *devices: str) -> bool:
+        return any(self._slower.get(device) == LOST for device in devices)
+
+    def _fault(self, fault: Fault, at_s: float, seq: int) -> Event | None:
+        was_lost = self._lost(fault.device)
+        self._slower[fault.device] = fault.slower
+        if self._lost(fault.device) == was_lost:
+            return None
+        for group in self.groups:
+            if fault.device in [stage.primary for stage in group.stages]:
+                group.forget()
+        if was_lost:
+            return WorkerJoined(at_s, seq, fault.device)
+        for move in [move for move in self._moves.values() if fault.device in self._ends_of(move)]:
+            self._end_move(move, at_s, False)
+        return WorkerLost(at_s, seq, fault.device, "it was simulated to fail")
 
     def _later(self, at_s: float, done: Callable[[float], None]) -> None:
         def make(now_s: float, seq: int) -> None:

@@ -27,7 +27,7 @@ HEADS = (HeadCost(1e-4, 1e-6, 0.0, "test", 1.4), HeadCost(2e-4, 1e-6, 1e-4, "tes
     ],
 )
 def test_a_step_takes_what_its_slowest_pool_takes(away, slowest_s) -> None:
-    group = SimGroup(1, [SimStage(StepCost(DENSE_S, NOTHING, NOTHING, 0.0, 0.0, 0.0, "test"), HEADS)], 4, {0: 50})
+    group = SimGroup(1, [SimStage(StepCost(DENSE_S, NOTHING, NOTHING, 0.0, 0.0, 0.0, "test"), HEADS, ("a", "b", "c"))], 4, {0: 50})
     group.standing[0], group.computed[0], group.left[0] = True, 100, 50
     group.placement[0, : len(away)] = away
     (parts_s,) = group.admit(STEP).parts_s

@@ -33,11 +33,14 @@ def group(pages: int) -> GroupConfig:
 CONFIG = ControllerConfig("uniform", "none", (group(4 * 100),), 4, 16, 512, 16, 64, 2, 1000)
 
 
-def simulate(arrivals, config=CONFIG, observe=None, move_s=1e-3, policies=UNIFORM) -> tuple[SimExecutor, Controller]:
-    stages = [[SimStage(stage.cost, tuple(pool.heads for pool in stage.pools)) for stage in group.stages] for group in config.groups]
-    executor = SimExecutor(
-        arrivals, stages, config.kv_heads, lambda move: (Way(0.0, ("wire",)), 10**6), {"wire": 10**6 / move_s}, config.max_seqs, config.max_model_len
-    )
+def simulate(arrivals, config=CONFIG, observe=None, move_s=1e-3, policies=UNIFORM, faults=()) -> tuple[SimExecutor, Controller]:
+    stages = [
+        [SimStage(stage.cost, tuple(pool.heads for pool in stage.pools), tuple(pool.device for pool in stage.pools)) for stage in group.stages]
+        for group in config.groups
+    ]
+    limits = (config.max_seqs, config.max_model_len)
+    wire = {"wire": 10**6 / move_s}
+    executor = SimExecutor(arrivals, stages, config.kv_heads, lambda move: (Way(0.0, ("wire",)), 10**6), wire, *limits, faults=faults)
     controller = Controller(config, policies)
 
     def check(event, commands) -> None:
