@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from contextlib import nullcontext
 from importlib import resources
 from pathlib import Path
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
     from hetserve.control.messages import MoveKv
     from hetserve.metrics import RequestRecord
     from hetserve.sim.executor import Outcome, SimExecutor
+    from hetserve.sim.faults import Fault
+    from hetserve.sim.links import Way
     from hetserve.spec.plan import Plan
     from hetserve.trace.datasets import Workload
 
@@ -32,6 +35,8 @@ _file = click.Path(dir_okay=False, path_type=Path)
 @MODEL_OPTION
 @click.option("--dataset-name", type=click.Choice(DATASETS), default="random", show_default=True)
 @click.option("--dataset-path", type=_file, help="The dataset's file  [default: the committed length tables]")
+@click.option("--class", "only", help="Of a trace, only requests of this class: HPHD, HPLD, LPHD or LPLD (prompt above 512, answer above 128).")
+@click.option("--max-request-len", type=click.IntRange(2), help="Of a trace, only requests of at most so many tokens, prompt and answer together.")
 @click.option("--num-prompts", type=click.IntRange(1), default=1000, show_default=True)
 @click.option("--random-input-len", default=1024, show_default=True)
 @click.option("--random-output-len", default=128, show_default=True)
@@ -41,6 +46,7 @@ _file = click.Path(dir_okay=False, path_type=Path)
 @click.option("--seed", default=0, show_default=True)
 @click.option("--metric-percentiles", default="99", show_default=True, help="Which percentiles, with commas.")
 @click.option("--goodput", multiple=True, help="KEY:MS, of ttft, tpot, e2el: a request within all limits is good.")
+@click.option("--fault", multiple=True, help="DEVICE:SECONDS:TIMES, from when on it is so many times slower; lost: gone, 1: as before.")
 @click.option("--journal", type=_file, help="Record events and commands in this file, for `hetserve replay`.")
 @click.option("--json", "as_json", is_flag=True, help="Print the result as one JSON object.")
 def simulate(plan_file: Path | None, model: Path | None, as_json: bool, **given: Any) -> None:
@@ -51,8 +57,9 @@ def simulate(plan_file: Path | None, model: Path | None, as_json: bool, **given:
     if plan_file is not None and model is not None:
         raise UsageError("A plan file names its model already.", "give --plan or --model, not both")
     plan = load_plan(plan_file) if plan_file is not None else make_plan(model, given)
+    faults = _faults(plan, given["fault"])
     workload = _workload(plan, given)
-    executor = _run(plan, workload, given["journal"], screen)
+    executor = _run(plan, workload, faults, given["journal"], screen)
     result = _result(plan, workload, executor, given)
     screen.json(result)
     _render(result, screen)
@@ -67,12 +74,30 @@ def _workload(plan: Plan, given: dict[str, Any]) -> Workload:
 
     names = ("num_prompts", "seed", "random_input_len", "random_output_len", "random_range_ratio")
     tables = Path(str(resources.files("hetserve.workloads") / "lengths"))
-    spec = datasets.DatasetSpec(given["dataset_name"], path=given["dataset_path"], tables_dir=tables, **{name: given[name] for name in names})
+    fixed = {name: given[name] for name in names}
+    part = {"only": given["only"] or "", "most_tokens": given["max_request_len"] or 0}
+    spec = datasets.DatasetSpec(given["dataset_name"], path=given["dataset_path"], tables_dir=tables, **fixed, **part)
     vocabulary = Vocabulary(np.arange(plan.model.shape.vocab, dtype=np.int64), Path("."))  # only lengths are used
     return datasets.build(spec, Arrivals(given["request_rate"], given["burstiness"]), vocabulary, plan.limits.max_model_len)
 
 
-def _run(plan: Plan, workload: Workload, journal: Path | None, screen: Screen) -> SimExecutor:
+def _faults(plan: Plan, given: Sequence[str]) -> list[Fault]:
+    from hetserve.sim.faults import LOST, Fault
+
+    names, found = [device.name for device in plan.cluster.devices], []
+    for text in given:
+        device, _, rest = text.partition(":")
+        at_s, _, slower = rest.partition(":")
+        try:
+            found.append(Fault(float(at_s), device, LOST if slower == "lost" else float(slower)))
+        except ValueError:
+            raise UsageError(f"--fault got {text!r}", "DEVICE:SECONDS:TIMES, as slow:10:2.5 or slow:10:lost") from None
+        if device not in names:
+            raise UsageError(f"--fault names {device!r}, which is no device of cluster {plan.cluster.name!r}", f"devices: {', '.join(names)}")
+    return found
+
+
+def _run(plan: Plan, workload: Workload, faults: Sequence[Fault], journal: Path | None, screen: Screen) -> SimExecutor:
     from hetserve.control.config import config_from_plan
     from hetserve.control.controller import Controller
     from hetserve.control.journal import Journal
@@ -105,7 +130,7 @@ def _run(plan: Plan, workload: Workload, journal: Path | None, screen: Screen) -
         bytes_per_s[link] = cost.bytes_per_s
         return Way(cost.beta_s, (link,)), size_bytes
 
-    executor = SimExecutor(arrivals, groups, config.kv_heads, carry, bytes_per_s, config.max_seqs, config.max_model_len, costs.excess())
+    executor = SimExecutor(arrivals, groups, config.kv_heads, carry, bytes_per_s, config.max_seqs, config.max_model_len, costs.excess(), faults)
     controller = Controller(config, policies_for(plan.system, plan.online))
     try:
         with journal.open("wb") if journal else nullcontext() as file, screen.progress("simulating", len(arrivals)) as advance:

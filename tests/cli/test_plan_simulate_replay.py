@@ -31,6 +31,8 @@ def test_a_plan_is_made_simulated_and_replayed(run, folder, tmp_path) -> None:
     assert system["request_goodput"] == system["request_throughput"]
     again = run("simulate", "--plan", str(plan), *load, "--json")
     assert again.stdout == done.stdout
+    slowed = json.loads(run("simulate", "--plan", str(plan), *load, "--fault", "cpu:0:3", "--json").stdout)["systems"]["uniform"]
+    assert 2 < slowed["duration"] / system["duration"] < 3.01 and slowed["completed"] == 20
     replayed = run("replay", str(journal), "--json")
     assert replayed.returncode == 0, replayed.stderr
     assert json.loads(replayed.stdout)["counts"]["stop_total"] == 20
@@ -78,6 +80,8 @@ def test_the_schema_of_plans(run) -> None:
         (("plan", "--model", "FOLDER", "--max-num-batched-tokens", "9"), 2, "--max-num-seqs"),
         (("plan", "--model", "FOLDER", "-o", "no/such/folder/plan.json"), 3, "cannot be written"),
         (("simulate", "--plan", "nowhere.json"), 3, "cannot be read"),
+        (("simulate", "--model", "FOLDER", "--fault", "cpu:now:2"), 2, "DEVICE:SECONDS:TIMES"),
+        (("simulate", "--model", "FOLDER", "--fault", "gpu:1:2"), 2, "no device of cluster 'cpu'"),
         (("simulate", "--plan", "nowhere.json", "--model", "FOLDER"), 2, "not both"),
         (("simulate", "--model", "FOLDER", "--num-prompts", "2", "--random-input-len", "9", "--journal", "no/such/file"), 3, "cannot be written"),
         (("replay", "nowhere.journal"), 8, "cannot be read"),
