@@ -74,9 +74,8 @@ def _workload(plan: Plan, given: dict[str, Any]) -> Workload:
 
     names = ("num_prompts", "seed", "random_input_len", "random_output_len", "random_range_ratio")
     tables = Path(str(resources.files("hetserve.workloads") / "lengths"))
-    fixed = {name: given[name] for name in names}
-    part = {"only": given["only"] or "", "most_tokens": given["max_request_len"] or 0}
-    spec = datasets.DatasetSpec(given["dataset_name"], path=given["dataset_path"], tables_dir=tables, **fixed, **part)
+    chosen: dict[str, Any] = {name: given[name] for name in names} | {"only": given["only"] or "", "most_tokens": given["max_request_len"] or 0}
+    spec = datasets.DatasetSpec(given["dataset_name"], path=given["dataset_path"], tables_dir=tables, **chosen)
     vocabulary = Vocabulary(np.arange(plan.model.shape.vocab, dtype=np.int64), Path("."))  # only lengths are used
     return datasets.build(spec, Arrivals(given["request_rate"], given["burstiness"]), vocabulary, plan.limits.max_model_len)
 

@@ -81,7 +81,7 @@ class AttentionPlan:
     @property
     def threads(self) -> int: ...
 
-def attention(plan: AttentionPlan, layer: int, q: Tensor, out: Tensor, scale: float, window: int = 0) -> None:
+def attention(plan: AttentionPlan | DeviceAttentionPlan, layer: int, q: Tensor, out: Tensor, scale: float, window: int = 0) -> None:
     """out = softmax(scale * q K^T) V for the plan's rows and heads; the rest of out is left alone. q, out: T [rows, q_heads * head_dim]."""
 
 def kv_store(pool: KvPool, layer: int, k: Tensor, v: Tensor, slots: Ints) -> None:
