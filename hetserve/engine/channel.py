@@ -20,6 +20,7 @@ from hetserve.engine.wire import (
     PEER_S,
     TO_WORKER,
     Failed,
+    Gpu,
     GroupLayout,
     MoveResult,
     PoolLayout,
@@ -97,11 +98,14 @@ class InlineChannel:
 
     def ready(self) -> Ready:
         from hetserve import _C
+        from hetserve.engine.accelerator import make_accelerator
+        from hetserve.engine.transport.connect import make_connect
         from hetserve.engine.worker import Worker
         from hetserve.spec.load import load_model
 
-        links = LocalLinks(self._hub, self.device)
-        self.worker = Worker(self._config, load_model(Path(self._config.model_folder)), links.connect, self._post)
+        config, at = self._config, make_accelerator(self._config.kind, self._config.index)
+        connect = make_connect(config, at, LocalLinks(self._hub, self.device).connect, None)
+        self.worker = Worker(config, load_model(Path(config.model_folder)), connect, self._post, at)
         self._thread = threading.Thread(target=self._run, name=f"worker {self.device}", daemon=True)
         self._thread.start()
         return Ready(self.worker.kernels, _C.get_threads(), self.worker.weight_bytes, self.worker.kv_bytes)
@@ -187,11 +191,11 @@ def make_channels(
             max_model_len=plan.limits.max_model_len,
             meeting=meeting,
             stretch=device.stretch,
-            slowed=tuple(link for link in plan.cluster.links if link.emulate and link.source == name),
+            slowed=tuple(link for link in plan.cluster.links if link.emulate and name in (link.source, link.target)),
             address=door.host if door is not None and joining else "127.0.0.1",
             kind=device.kind,
             index=device.index,
-            gpus=tuple(one.name for one in plan.cluster.devices if one.is_gpu),
+            gpus=tuple(Gpu(one.name, one.kind, one.index, one.node) for one in plan.cluster.devices if one.is_gpu),
             peer_s=peer_s,
         )
         if in_process:

@@ -54,9 +54,12 @@ def serve_steps(config: WorkerConfig, wanted: Callable[[], bool], steps: zmq.Soc
     import torch
 
     from hetserve import _C
+    from hetserve.engine.accelerator import make_accelerator
     from hetserve.engine.slack import without_slack
     from hetserve.engine.traced import notes_of, traced
+    from hetserve.engine.transport.connect import make_connect
     from hetserve.engine.transport.gloo import GlooLinks
+    from hetserve.engine.transport.nccl import nccl_groups
     from hetserve.engine.worker import Worker
     from hetserve.spec.load import load_model
 
@@ -73,8 +76,10 @@ def serve_steps(config: WorkerConfig, wanted: Callable[[], bool], steps: zmq.Soc
     with torch.inference_mode(), without_slack() if config.stretch else nullcontext():
         links = GlooLinks(config.meeting, config.device, config.address)
         notes = notes_of(config)
-        connect = links.connect if notes is None else traced(links.connect, notes)
-        worker = Worker(config, load_model(config.model_folder), connect, report)
+        at = make_accelerator(config.kind, config.index)
+        connect = make_connect(config, at, links.connect, nccl_groups(config))
+        connect = connect if notes is None else traced(connect, notes)
+        worker = Worker(config, load_model(config.model_folder), connect, report, at)
         loaded.set()
         report(Ready(worker.kernels, len(config.cores), worker.weight_bytes, worker.kv_bytes))
         while wanted():

@@ -64,6 +64,16 @@ class GroupLayout:
 
 
 @dataclass(frozen=True)
+class Gpu:
+    """One of the plan's devices that are GPUs."""
+
+    device: str
+    kind: str  # as in the cluster file
+    index: int  # which of its node
+    node: str = ""  # empty: the node the controller runs on
+
+
+@dataclass(frozen=True)
 class WorkerConfig:
     """What a worker is told once, at its start: itself, and the whole layout, from which it takes its parts and its peers."""
 
@@ -78,11 +88,11 @@ class WorkerConfig:
     max_model_len: int
     meeting: str  # where the workers' connections find each other: a folder, or tcp://HOST:PORT of a torch TCPStore
     stretch: Stretch | None = None  # sleeps so much; its results are emulated
-    slowed: tuple[DeclaredLink, ...] = ()  # links from this device that are to be no better than declared
+    slowed: tuple[DeclaredLink, ...] = ()  # links from and to this device that are to be no better than declared
     address: str = "127.0.0.1"  # of the interface on which this worker's peers reach it
     kind: str = CPU  # as in the cluster file
     index: int = 0  # which GPU
-    gpus: tuple[str, ...] = ()  # the plan's devices that are GPUs
+    gpus: tuple[Gpu, ...] = ()  # the plan's devices that are GPUs
     peer_s: float = PEER_S  # how long a peer may leave a chunk of a move waiting: longer than its steps in flight
 
     def peers(self) -> tuple[str, ...]:

@@ -13,7 +13,7 @@ import torch
 
 from hetserve import _C
 from hetserve.control.messages import MoveKv, RunStep
-from hetserve.engine.accelerator import make_accelerator
+from hetserve.engine.accelerator import Accelerator
 from hetserve.engine.attention import KvMemory, pool_pairs
 from hetserve.engine.heads import AttentionPart
 from hetserve.engine.mover import Mover
@@ -21,7 +21,6 @@ from hetserve.engine.progress import Progress
 from hetserve.engine.sequences import Sequences
 from hetserve.engine.stage import PrimaryPart
 from hetserve.engine.transport.link import HEADS, MOVES, STEPS, Connect, Link, make_tag
-from hetserve.engine.transport.paced import PacedLink
 from hetserve.engine.wire import MoveResult, StepResult, WorkerConfig
 from hetserve.errors import ResourceError
 from hetserve.spec.model import ModelSpec
@@ -45,22 +44,21 @@ class Worker:
         spec: the model.
         connect: makes links to peers; blocks until they connect too.
         report: takes results, from whichever thread has them.
+        at: its device.
 
     Raises (at construction):
-        ModelError, ResourceError: as the model's loading does; ResourceError also when the KV pages do not fit in memory, or there is no such GPU.
+        ModelError, ResourceError: as the model's loading does; ResourceError also when the KV pages do not fit in memory.
     """
 
-    def __init__(self, config: WorkerConfig, spec: ModelSpec, connect: Connect, report: Report) -> None:
+    def __init__(self, config: WorkerConfig, spec: ModelSpec, connect: Connect, report: Report, at: Accelerator) -> None:
         self._config = config
         self._spec = spec
         self._report = report
-        self._at = make_accelerator(config.kind, config.index)
+        self._at = at
         self._links: dict[str, dict[str, Link]] = {STEPS: {}, MOVES: {}}
-        slowed = {link.target: link for link in config.slowed}
         for peer in config.peers():  # in alphabetical order of pairs, seen from everybody: nobody waits in a circle
             for plane, links in self._links.items():
-                link = connect(peer, plane)
-                links[peer] = PacedLink(link, slowed[peer].latency_s, slowed[peer].bytes_per_s) if peer in slowed else link
+                links[peer] = connect(peer, plane)
         self._memories: dict[tuple[int, int], KvMemory] = {}
         self._progress: dict[tuple[int, int], Progress] = {}
         self.weight_bytes = 0  # of all parts

@@ -14,7 +14,7 @@ import torch
 from hetserve.engine.heads import Packet, RemoteHeads
 from hetserve.engine.transport import posting
 from hetserve.engine.transport.gloo import GlooLinks
-from hetserve.engine.transport.link import PeerLost
+from hetserve.engine.transport.link import Link, PeerLost
 
 TAG = 8
 WAIT_S = 30.0
@@ -50,10 +50,15 @@ def serve(
     link = GlooLinks(folder, device, "127.0.0.1").connect("a", "steps")
     if dies_at == -2:
         time.sleep(WAIT_S)
+    answer_steps(link, TAG, shape, dtype, layers, steps, dies_at)
+
+
+def answer_steps(link: Link, tag: int, shape: tuple[int, int], dtype: torch.dtype, layers: int, steps: list[int], dies_at: int = -1) -> None:
+    """`serve` over a link that is there; ends the process."""
     group, head_dim = shape
     spec = SimpleNamespace(group=group, head_dim=head_dim)
     packets, answers, numbers = [Packet(spec, dtype) for _ in range(2)], Packet(spec, dtype), count()
-    exchange = posting.make_exchange(link, TAG)
+    exchange = posting.make_exchange(link, tag)
     try:
         for pairs in steps:
             inputs = [packet.shape(pairs) for packet in packets]

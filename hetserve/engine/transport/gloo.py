@@ -45,16 +45,20 @@ class GlooLinks:
 
     def connect(self, peer: str, plane: str) -> GlooLink:
         """Blocks until the peer connects too. Workers connect to their peers in one order that all agree on."""
-        low, high = sorted((self._device, peer))
-        store = distributed.PrefixStore(f"{low}|{high}|{plane}", self._store())
-        rank = int(self._device == high)
+        store, rank = meet(self._meeting, self._device, peer, plane)
         return GlooLink(_Gloo(store, rank, 2, self._options), 1 - rank)
 
-    def _store(self) -> distributed.Store:
-        if self._meeting.startswith("tcp://"):
-            host, _, port = self._meeting.removeprefix("tcp://").rpartition(":")
-            return distributed.TCPStore(host, int(port), is_master=False, timeout=timedelta(seconds=CONNECT_S))
-        return distributed.FileStore(str(Path(self._meeting) / "meeting"))
+
+def meet(meeting: str, device: str, peer: str, what: str) -> tuple[distributed.Store, int]:
+    """Where a device and a peer find each other for one group of the two, and the device's rank in it."""
+    low, high = sorted((device, peer))
+    store: distributed.Store
+    if meeting.startswith("tcp://"):
+        host, _, port = meeting.removeprefix("tcp://").rpartition(":")
+        store = distributed.TCPStore(host, int(port), is_master=False, timeout=timedelta(seconds=CONNECT_S))
+    else:
+        store = distributed.FileStore(str(Path(meeting) / "meeting"))
+    return distributed.PrefixStore(f"{low}|{high}|{what}", store), int(device == high)
 
 
 @dataclass
