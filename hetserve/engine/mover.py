@@ -5,6 +5,9 @@ has passed a layer, sends it while the step is in the next, and the target takes
 
 Two devices carry out the moves between them in the order the executor sent them, on a thread of each for this pair alone, and no step waits for a
 move: so no two wait for each other, and a step that one device waits for holds up no third one.
+
+On a GPU all of it is put on the background stream. What is read there was written by steps that the host knows to be done, or the thread has waited
+for the step's mark: if the stream waited for it, moves of other pairs would stand behind it too.
 """
 
 from __future__ import annotations
@@ -20,7 +23,9 @@ import numpy as np
 import torch
 
 from hetserve.control.messages import Int32s, MoveKv, Place
+from hetserve.engine.accelerator import Accelerator
 from hetserve.engine.attention import KvMemory
+from hetserve.engine.pages import Part
 from hetserve.engine.progress import Progress, StageStopped
 from hetserve.engine.transport.link import KV, Link, PeerLost, Pending, make_tag
 from hetserve.engine.wire import GroupLayout, MoveResult
@@ -43,6 +48,8 @@ class Mover:
         links: peer -> its link for moves.
         report: takes the results, from these threads.
         peer_s: a peer that does not take or give a chunk for so long is gone; it hears of a move only between its steps.
+        gpus: the devices of the plan that are GPUs.
+        at: this worker's device.
     """
 
     def __init__(
@@ -54,6 +61,8 @@ class Mover:
         links: dict[str, Link],
         report: Callable[[MoveResult], None],
         peer_s: float,
+        gpus: frozenset[str],
+        at: Accelerator,
     ) -> None:
         self._device = device
         self._groups = groups
@@ -62,6 +71,8 @@ class Mover:
         self._links = links
         self._report = report
         self._peer_s = peer_s
+        self._gpus = gpus
+        self._at = at
         self.fault: Exception | None = None
         self._orders: dict[str, queue.SimpleQueue[MoveKv | None]] = {}  # by peer; this device itself for moves between its own pools
         self._threads: list[threading.Thread] = []
@@ -87,7 +98,7 @@ class Mover:
     def _work(self, orders: queue.SimpleQueue[MoveKv | None]) -> None:
         os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICENESS)
         torch.set_num_threads(1)  # of this thread alone
-        with torch.inference_mode():
+        with torch.inference_mode(), self._at.background():  # this thread's alone, as is the current GPU, which comes with the stream
             while (move := orders.get()) is not None:
                 try:
                     self._carry_out(move)
@@ -101,9 +112,9 @@ class Mover:
             if source == target:
                 self._copy(move)
             elif source == self._device:
-                self._send(move, self._links[target])
+                self._send(move, target)
             else:
-                self._receive(move, self._links[source])
+                self._receive(move, source)
         except PeerLost:
             here, peer = (move.target, source) if target == self._device else (move.source, target)
             tells = (here.group, here.pool) in self._progress  # an attention worker does not: its primary may have given it up first
@@ -118,53 +129,56 @@ class Mover:
         return self._groups[place.group].pool_device(place.pool)
 
     def _copy(self, move: MoveKv) -> None:
-        for (rows, pages), (_, into, places) in zip(self._ready(move), self._chunks(move.target, move.pages_to, move), strict=True):
-            into.index_copy_(1, places, rows.index_select(1, pages))
+        places = self._parts(move.target, move.pages_to, move, self._device)
+        for part, place in zip(self._ready(move, self._device), places, strict=True):
+            place.put(part.take())
+        self._at.mark().wait()
 
-    def _send(self, move: MoveKv, link: Link) -> None:
+    def _send(self, move: MoveKv, peer: str) -> None:
+        link = self._links[peer]
         under_way: deque[tuple[Pending, torch.Tensor]] = deque()  # with what is being sent, which must stay
-        for rows, pages in self._ready(move):
-            chunk = rows.index_select(1, pages)
+        for part in self._ready(move, peer):
+            chunk = part.take()
             under_way.append((link.isend(chunk, make_tag(KV)), chunk))
             if len(under_way) == AHEAD:
                 under_way.popleft()[0].wait(self._peer_s)
         for sending, _ in under_way:
             sending.wait(self._peer_s)
 
-    def _receive(self, move: MoveKv, link: Link) -> None:
+    def _receive(self, move: MoveKv, peer: str) -> None:
+        link = self._links[peer]
         patience_s = self._peer_s if move.step < 0 else STEP_S
-        under_way: deque[tuple[Pending, torch.Tensor, torch.Tensor, torch.Tensor]] = deque()
+        under_way: deque[tuple[Pending, torch.Tensor, Part]] = deque()
 
         def take_in() -> None:
-            receiving, chunk, rows, pages = under_way.popleft()
+            receiving, chunk, part = under_way.popleft()
             receiving.wait(patience_s)
-            rows.index_copy_(1, pages, chunk)
+            part.put(chunk)
 
-        for _, rows, pages in self._chunks(move.target, move.pages_to, move):
-            chunk = torch.empty((rows.shape[0], len(pages), rows.shape[2]), dtype=torch.uint8)
-            under_way.append((link.post_recv(chunk, make_tag(KV)), chunk, rows, pages))
+        for part in self._parts(move.target, move.pages_to, move, peer):
+            chunk = part.room()
+            under_way.append((link.post_recv(chunk, make_tag(KV)), chunk, part))
             if len(under_way) == AHEAD:
                 take_in()
         while under_way:
             take_in()
+        self._at.mark().wait()  # a step may read the pages as soon as the move is reported
 
-    def _ready(self, move: MoveKv) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        """The chunks of the source, each once it is written: (rows, page ids)."""
-        for layer, rows, pages in self._chunks(move.source, move.pages_from, move):
+    def _ready(self, move: MoveKv, peer: str) -> Iterator[Part]:
+        """The chunks of the source, each once it is written."""
+        first_layer = self._memories[move.source.group, move.source.pool].first_layer
+        for part in self._parts(move.source, move.pages_from, move, peer):
             if move.step >= 0:
-                self._progress[move.source.group, move.source.pool].wait(move.step, layer)
-            yield rows, pages
+                self._progress[move.source.group, move.source.pool].wait(move.step, first_layer + part.last - 1)
+            yield part
 
-    def _chunks(self, place: Place, pages: Int32s, move: MoveKv) -> Iterator[tuple[int, torch.Tensor, torch.Tensor]]:
-        """What is copied at a time: (last layer, [layers, pages of the pool, bytes of one layer's page], page ids), the same on both sides.
-
-        All pools keep their pages in one layout.
-        """
+    def _parts(self, place: Place, pages: Int32s, move: MoveKv, peer: str) -> Iterator[Part]:
+        """What is copied at a time, the same on both sides."""
         memory = self._memories[place.group, place.pool]
-        first, last = move.layers
+        first, last = (layer - memory.first_layer for layer in move.layers)
         at_once = last - first if move.step < 0 else 1
-        ids = torch.from_numpy(pages.reshape(-1).astype(np.int64))
+        plain = self._at.is_gpu or peer in self._gpus
+        ids = torch.from_numpy(pages.reshape(-1).astype(np.int32)).to(memory.rows.device)
         for layer in range(first, last, at_once):
-            rows = memory.rows[layer - memory.first_layer : layer - memory.first_layer + at_once]
-            for some in ids.split(max(1, CHUNK_BYTES // (at_once * rows.shape[2]))):
-                yield layer + at_once - 1, rows, some
+            for some in ids.split(max(1, CHUNK_BYTES // (at_once * memory.rows.shape[2]))):
+                yield Part(memory, layer, layer + at_once, some, plain)

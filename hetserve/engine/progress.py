@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import threading
+from collections import deque
 
 import torch
 
+from hetserve.engine.accelerator import Accelerator, Mark
 from hetserve.engine.model.decoder import Attend
+
+KEPT = 256  # layers passed last that are known one by one; whoever waits for an earlier one waits for the first of these
 
 
 class StageStopped(Exception):
@@ -14,11 +18,16 @@ class StageStopped(Exception):
 
 
 class Progress:
-    """One stage's. Steps come in the order of their numbers, and pass layers in theirs."""
+    """One stage's. Steps come in the order of their numbers, and pass layers in theirs.
 
-    def __init__(self) -> None:
+    Args:
+        at: the stage's device. On a GPU, a layer that was passed has only been put on the stream of the steps.
+    """
+
+    def __init__(self, at: Accelerator) -> None:
+        self._at = at
         self._changed = threading.Condition()
-        self._at = (-1, -1)  # (step, layer) passed last
+        self._passed: deque[tuple[tuple[int, int], Mark]] = deque(maxlen=KEPT)  # ((step, layer), where the device has done it)
         self._stopped = False
 
     def noting(self, step: int, attend: Attend) -> Attend:
@@ -32,22 +41,29 @@ class Progress:
         return noted
 
     def passed(self, step: int, layer: int) -> None:
+        """To be called where the step runs, on its stream."""
+        mark = self._at.mark()
         with self._changed:
-            self._at = (step, layer)
+            self._passed.append(((step, layer), mark))
             self._changed.notify_all()
 
     def wait(self, step: int, layer: int) -> None:
-        """Returns once the step has passed the layer.
+        """Returns once the step has passed the layer, on the device too.
 
         Raises:
             StageStopped: it never will.
         """
         with self._changed:
-            self._changed.wait_for(lambda: self._stopped or self._at >= (step, layer))
-            if self._at < (step, layer):
-                raise StageStopped
+            self._changed.wait_for(lambda: self._stopped or self._mark(step, layer) is not None)
+            mark = self._mark(step, layer)
+        if mark is None:
+            raise StageStopped
+        mark.wait()
 
     def stop(self) -> None:
         with self._changed:
             self._stopped = True
             self._changed.notify_all()
+
+    def _mark(self, step: int, layer: int) -> Mark | None:
+        return next((mark for at, mark in self._passed if at >= (step, layer)), None)

@@ -59,7 +59,7 @@ class PrimaryPart:
         self._group, self._stage, self._layout = group, stage, layout
         self._at = at
         self.model = Model(spec, config.model_folder, own.weights, own.layers, config.max_model_len, at.device)
-        self.progress = Progress()
+        self.progress = Progress(at)
         self.memory = KvMemory(own.layers, own.pools[0].pages, config.page_tokens, spec.head_dim, config.dtype, at)
         self._begin = attention_of(self.memory, spec, spec.kv_heads)
         self._remotes = {  # by their pools' numbers

@@ -18,7 +18,7 @@ from hetserve.drive import drive
 from hetserve.engine.engine import Engine
 from hetserve.engine.model.make import make_checkpoint
 from hetserve.sim.replay import ReplayExecutor
-from hetserve.spec.cluster import Link
+from hetserve.spec.cluster import EMULATED, Link
 from hetserve.spec.load import load_model
 from hetserve.spec.plan import Online
 from hetserve.systems import policies_for
@@ -88,6 +88,23 @@ def test_same_tokens_on_any_devices(folder, alone, tmp_path, layout, in_process)
     assert stats["pages_free"] == stats["pages"]
     if layout not in ("replicas", "stages"):
         assert stats["moves_total"] > 0 and sum(move.step >= 0 for move in moves_of(tmp_path / "journal")) > 5
+
+
+@pytest.mark.parametrize("folder", ["tiny"], indirect=True)
+@pytest.mark.parametrize(("layout", "gpu"), [("attention workers", "a"), ("prefill and decode", "b")])
+def test_same_tokens_where_one_device_is_a_gpu(folder, alone, tmp_path, layout, gpu):
+    """An emulated one, whose pages lie otherwise: what follows a prompt's chunks from one to the other is what was stored."""
+
+    async def run():
+        engine = build(folder, layout, False, tmp_path / "journal", pages=120, kinds=[(gpu, EMULATED)])
+        await engine.start()
+        try:
+            return await serve(engine, PROMPTS)
+        finally:
+            await engine.close()
+
+    assert asyncio.run(run()) == alone
+    assert any(move.step >= 0 for move in moves_of(tmp_path / "journal"))
 
 
 @pytest.mark.parametrize("folder", ["tiny"], indirect=True)

@@ -46,8 +46,8 @@ def alone(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> list[list[i
 
 @pytest.mark.parametrize(
     ("layout", "gpus", "moves"),
-    [("one worker", "ab", True), ("two stages", "a", False), ("two stages", "b", False)],
-    ids=["a primary and an attention worker", "the first stage", "the last stage"],
+    [("one worker", one, True) for one in ("ab", "a", "b")] + [("two stages", "a", False), ("two stages", "b", False)],
+    ids=["a primary and an attention worker", "a primary", "an attention worker", "the first stage", "the last stage"],
 )
 def test_the_same_tokens(folder: Path, alone: list[list[int]], tmp_path: Path, layout: str, gpus: str, moves: bool) -> None:
     spec = load_model(folder)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import queue
+import threading
 import time
 import zlib
 from dataclasses import dataclass, field
@@ -10,9 +11,11 @@ from dataclasses import dataclass, field
 import numpy as np
 import pytest
 import torch
+from devices_stand_in import LateGpu
 
 from hetserve.control.messages import MoveKv, Place
 from hetserve.engine import mover as mover_module
+from hetserve.engine.accelerator import CpuAccelerator
 from hetserve.engine.mover import Mover
 from hetserve.engine.progress import Progress, StageStopped
 from hetserve.engine.transport.local import LocalHub, LocalLinks
@@ -40,7 +43,7 @@ class Devices:
     """Three of them, a with a stage's primary, b and c with attention workers; each has a pool and a mover."""
 
     hub: LocalHub = field(default_factory=LocalHub)
-    progress: Progress = field(default_factory=Progress)  # of a's stage
+    progress: Progress = field(default_factory=lambda: Progress(CpuAccelerator()))  # of a's stage
     peer_s: float = WAIT_S
     results: dict[str, queue.Queue[MoveResult]] = field(default_factory=lambda: {name: queue.Queue() for name in "abc"})
 
@@ -52,7 +55,8 @@ class Devices:
         pool = "abc".index(name)
         links = {peer: LocalLinks(self.hub, name).connect(peer, "moves") for peer in "abc" if peer != name}
         progress = {(0, 0): self.progress} if name == "a" else {}
-        return Mover(name, LAYOUT, {(0, pool): self.memories[name]}, progress, links, self.results[name].put, self.peer_s)  # type: ignore[dict-item]
+        memories, report = {(0, pool): self.memories[name]}, self.results[name].put
+        return Mover(name, LAYOUT, memories, progress, links, report, self.peer_s, frozenset(), CpuAccelerator())  # type: ignore[arg-type]
 
     def order(self, number: int, pages_from: list[int], pages_to: list[int], way: str = "ab", step: int = -1, told: str = "") -> None:
         """A move from way[0] to way[1], of which both are told, or those named."""
@@ -166,14 +170,15 @@ def test_moves_in_both_directions_and_behind_several_steps_do_not_wait_for_each_
 def test_pools_of_one_device() -> None:
     """A prefill and a decode group may have one; it copies, behind the step too."""
     layout = tuple(GroupLayout((StageLayout((FIRST, FIRST + LAYERS), "float32", (PoolLayout("a", PAGES),), 0),), True) for _ in range(2))
-    progress, results = Progress(), queue.Queue()
+    at, results = CpuAccelerator(), queue.Queue()
+    progress = {(0, 0): Progress(at), (1, 0): Progress(at)}
     memories = {(0, 0): Memory(1), (1, 0): Memory(2)}
-    mover = Mover("a", layout, memories, {(0, 0): progress, (1, 0): Progress()}, {}, results.put, WAIT_S)  # type: ignore[arg-type]
+    mover = Mover("a", layout, memories, progress, {}, results.put, WAIT_S, frozenset(), at)  # type: ignore[arg-type]
     pages = np.array([[1, 2, 3]], np.int32)
     mover.order(MoveKv(1, 0, 0, (FIRST, FIRST + LAYERS), np.zeros(1, np.int32), pages, pages + 4, Place(0, 0), Place(1, 0), 0))
     time.sleep(0.02)
     assert results.empty() and checksum(memories[0, 0], [1, 2, 3]) != checksum(memories[1, 0], [5, 6, 7])
-    progress.passed(0, FIRST + LAYERS - 1)
+    progress[0, 0].passed(0, FIRST + LAYERS - 1)
     assert results.get(timeout=WAIT_S) == MoveResult(1, True)
     assert checksum(memories[0, 0], [1, 2, 3]) == checksum(memories[1, 0], [5, 6, 7])
     mover.close()
@@ -201,7 +206,7 @@ def test_a_stage_that_stops_fails_what_waits_for_its_steps(devices) -> None:
 
 
 def test_progress_counts_steps_before_layers() -> None:
-    progress = Progress()
+    progress = Progress(CpuAccelerator())
     out = progress.noting(3, lambda layer, q, k, v: q * layer)(5, torch.full((1,), 2.0), torch.zeros(1), torch.zeros(1))
     assert out.tolist() == [10.0]
     progress.wait(3, 5)
@@ -212,3 +217,29 @@ def test_progress_counts_steps_before_layers() -> None:
         progress.wait(3, 6)
     with pytest.raises(StageStopped):
         progress.wait(4, 0)
+
+
+def test_a_layer_is_passed_when_the_device_has_done_it() -> None:
+    """What has only been put on the stream of the steps is waited for, layer by layer."""
+    gpu = LateGpu(late=True)
+    progress, came = Progress(gpu), queue.Queue()
+    waiting = threading.Thread(target=lambda: (progress.wait(3, 5), came.put(5), progress.wait(3, 6), came.put(6)))
+    waiting.start()
+    progress.passed(3, 4)
+    for layer in (5, 6, 7):
+        progress.passed(3, layer)
+    for layer in (5, 6):
+        with pytest.raises(queue.Empty):
+            came.get(timeout=0.05)
+        gpu.marks[layer - 4].passed.set()
+        assert came.get(timeout=WAIT_S) == layer, "and for no later one"
+    waiting.join(WAIT_S)
+
+
+def test_progress_forgets_layers_that_are_long_past() -> None:
+    gpu = LateGpu()
+    progress = Progress(gpu)
+    for layer in range(1000):
+        progress.passed(1, layer)
+    progress.wait(1, 0)
+    assert [mark.waited for mark in gpu.marks[-256:]] == [1] + 255 * [0], "the earliest it knows comes after it"
