@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from dataclasses import dataclass, field
 
+import pytest
 import torch
 
-from hetserve.engine.accelerator import CpuAccelerator, Mark
+from hetserve import _C
+from hetserve.engine.accelerator import Accelerator, CpuAccelerator, CudaGpu, Mark
 
 WAIT_S = 20
 
@@ -55,3 +58,13 @@ class LateGpu(PlainGpu):
     def go_on(self) -> None:
         for mark in self.marks:
             mark.passed.set()
+
+
+def make_at(kind: str) -> Accelerator:
+    """A CPU, what stands for a GPU, or a GPU. Without one the test is skipped, or fails where HETSERVE_TEST_GPU=required says there should be one."""
+    if kind != "cuda":
+        return {"cpu": CpuAccelerator, "gpu": PlainGpu}[kind]()
+    if not _C.info()["cuda"] or not torch.cuda.is_available():
+        what = "no GPU, or a build without CUDA kernels"
+        (pytest.fail if os.environ.get("HETSERVE_TEST_GPU") == "required" else pytest.skip)(what)
+    return CudaGpu(0)

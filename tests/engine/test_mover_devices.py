@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import pytest
 import torch
-from devices_stand_in import WAIT_S, LateGpu, PlainGpu
+from devices_stand_in import WAIT_S, LateGpu, PlainGpu, make_at
 from test_nccl import connect
 from test_transport import gloo_pair, local_pair
 
@@ -29,7 +29,6 @@ from hetserve.engine.wire import GroupLayout, MoveResult, PoolLayout, StageLayou
 FIRST, LAYERS, PAGES, TOKENS, DIM = 2, 5, 12, 16, 16
 HERE, THERE = [3, 1, 7, 5, 9], [2, 4, 6, 8, 10]
 DTYPES = [torch.float32, torch.bfloat16]
-MAKE = {"cpu": CpuAccelerator, "gpu": PlainGpu}
 LAYOUT = (GroupLayout((StageLayout((FIRST, FIRST + LAYERS), "float32", tuple(PoolLayout(name, PAGES) for name in "ab"), 0),), False),)
 
 
@@ -46,20 +45,23 @@ class Memory:
     def __post_init__(self) -> None:
         random = torch.Generator().manual_seed(self.seed)
         numbers = torch.randn((self.layers, PAGES, 2 * TOKENS * DIM), generator=random).to(self.dtype)
-        self.storage = numbers.view(torch.uint8).flatten().clone()
+        self.storage = numbers.view(torch.uint8).flatten().to(self.at.device, copy=True)
         self.pool = _C.KvPool(self.storage, self.layers, PAGES, TOKENS, DIM, self.dtype, self.at.layout)
         self.rows = self.storage.view(self.layers, PAGES, -1)
 
     def plain(self, pages: list[int], first: int = FIRST, last: int = FIRST + LAYERS) -> torch.Tensor:
         """What stands in the pages in these layers of the model, whatever the layout."""
-        out = torch.empty((len(pages), last - first, 2, TOKENS, DIM), dtype=self.dtype)
-        _C.page_gather(self.pool, np.array(pages, np.int32), first - self.first_layer, last - self.first_layer, out)
-        return out
+        out = torch.empty((len(pages), last - first, 2, TOKENS, DIM), dtype=self.dtype, device=self.at.device)
+        _C.page_gather(self.pool, self.ids(pages), first - self.first_layer, last - self.first_layer, out)
+        return out.cpu()
 
     def write(self, pages: list[int], layer: int, value: float) -> None:
         """As a step does, with one number."""
-        here = layer - self.first_layer
-        _C.page_scatter(self.pool, np.array(pages, np.int32), here, here + 1, torch.full((len(pages), 1, 2, TOKENS, DIM), value, dtype=self.dtype))
+        here, numbers = layer - self.first_layer, torch.full((len(pages), 1, 2, TOKENS, DIM), value, dtype=self.dtype, device=self.at.device)
+        _C.page_scatter(self.pool, self.ids(pages), here, here + 1, numbers)
+
+    def ids(self, pages: list[int]) -> torch.Tensor:
+        return torch.tensor(pages, dtype=torch.int32, device=self.at.device)
 
 
 @dataclass
@@ -124,9 +126,9 @@ def emulated() -> Iterator[None]:
 
 @pytest.mark.parametrize("make_links", [local_pair, gloo_pair], ids=["local", "gloo"])
 @pytest.mark.parametrize("dtype", DTYPES, ids=["float32", "bfloat16"])
-@pytest.mark.parametrize(("a", "b"), [("cpu", "gpu"), ("gpu", "cpu"), ("gpu", "gpu"), ("cpu", "cpu")], ids=lambda kind: kind)
+@pytest.mark.parametrize(("a", "b"), [("cpu", "gpu"), ("gpu", "cpu"), ("gpu", "gpu"), ("cpu", "cpu"), ("cuda", "cpu"), ("cuda", "cuda")])
 def test_pages_arrive_as_they_were(a, b, dtype, make_links, tmp_path):
-    with paired(MAKE[a](), MAKE[b](), dtype, make_links(tmp_path)) as pair:
+    with paired(make_at(a), make_at(b), dtype, make_links(tmp_path)) as pair:
         for way in ("ab", "ba"):
             target = pair.memories[way[1]]
             rest = [page for page in range(PAGES) if page not in THERE]
@@ -167,7 +169,7 @@ def test_pages_go_from_gpu_to_gpu_over_groups(step, tmp_path):
 def test_a_layer_leaves_when_the_device_has_done_it(b, tmp_path):
     """Behind a step on a GPU: what stands in a layer while the step is only on its way through it never arrives."""
     gpu = LateGpu()
-    with paired(gpu, MAKE[b](), torch.float32, local_pair(tmp_path)) as pair:
+    with paired(gpu, make_at(b), torch.float32, local_pair(tmp_path)) as pair:
         pair.order(step=5)
         source = pair.memories["a"]
         gpu.late = True
@@ -191,7 +193,7 @@ def test_a_layer_leaves_when_the_device_has_done_it(b, tmp_path):
 @pytest.mark.parametrize("a", ["cpu", "gpu"])
 def test_a_gpu_says_that_pages_are_there_when_they_are(a, tmp_path):
     gpu = LateGpu()
-    with paired(MAKE[a](), gpu, torch.bfloat16, local_pair(tmp_path)) as pair:
+    with paired(make_at(a), gpu, torch.bfloat16, local_pair(tmp_path)) as pair:
         gpu.late = True
         pair.order()
         with pytest.raises(queue.Empty):
@@ -202,11 +204,11 @@ def test_a_gpu_says_that_pages_are_there_when_they_are(a, tmp_path):
         assert gpu.marks[-1].waited == 1
 
 
-@pytest.mark.parametrize("kind", ["cpu", "gpu"])
+@pytest.mark.parametrize("kind", ["cpu", "gpu", "cuda"])
 @pytest.mark.parametrize("dtype", DTYPES, ids=["float32", "bfloat16"])
 def test_pools_of_one_device_that_begin_at_different_layers(kind, dtype):
     """A prefill group of two stages, the second on the device that decodes."""
-    at, results = MAKE[kind](), queue.Queue()
+    at, results = make_at(kind), queue.Queue()
     layout = (
         GroupLayout((StageLayout((FIRST, FIRST + LAYERS), "float32", (PoolLayout("a", PAGES),), 0),), True),
         GroupLayout((StageLayout((0, FIRST + LAYERS), "float32", (PoolLayout("a", PAGES),), 0),), True),

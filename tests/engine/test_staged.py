@@ -6,7 +6,7 @@ import threading
 
 import pytest
 import torch
-from devices_stand_in import LateGpu, PlainGpu
+from devices_stand_in import LateGpu, make_at
 from test_transport import gloo_pair, local_pair
 
 from hetserve.engine.accelerator import CpuAccelerator
@@ -22,18 +22,21 @@ def pair(request, tmp_path):
     return request.param(tmp_path)
 
 
+@pytest.mark.parametrize("kind", ["gpu", "cuda"])
 @pytest.mark.parametrize("ends", [(True, True), (True, False), (False, True)], ids=["two GPUs", "to a CPU", "from a CPU"])
-def test_what_arrives_is_what_was_sent(pair, ends):
-    here, there = (StagedLink(link, PlainGpu()) if is_gpu else link for link, is_gpu in zip(pair, ends, strict=True))
-    source = torch.randn(40, 6)
-    sent = [source[:30], source.bfloat16()[3:20], source[:0], torch.arange(5), source[:8].t().contiguous() if not ends[0] else source[:8].t()]
-    for _ in range(3):
-        into = [torch.zeros(one.shape, dtype=one.dtype) for one in sent]
+def test_what_arrives_is_what_was_sent(pair, ends, kind):
+    at = [make_at(kind if is_gpu else "cpu") for is_gpu in ends]
+    here, there = (StagedLink(link, one) if one.is_gpu else link for link, one in zip(pair, at, strict=True))
+    for turn in range(3):
+        source = (torch.randn(40, 6) + turn).to(at[0].device)
+        sent = [source[:30], source.bfloat16()[3:20], source[:0], torch.arange(5), source[:8].t()]
+        sent = sent if ends[0] else [one.contiguous() for one in sent]
+        into = [torch.zeros(one.shape, dtype=one.dtype, device=at[1].device) for one in sent]
         receives = [there.post_recv(one, 1) for one in into]
         sends = [here.isend(one, 1) for one in sent]
         for one in (*receives, *sends):
             one.wait(WAIT_S)
-        assert all(torch.equal(a, b) for a, b in zip(sent, into, strict=True))
+        assert all(torch.equal(a.cpu(), b.cpu()) for a, b in zip(sent, into, strict=True))
 
 
 def test_what_was_sent_may_be_overwritten_and_many_messages_need_few_buffers(pair):
