@@ -5,14 +5,15 @@ One format for all uses: steps on their way to a worker, its results, and the ev
 
 from __future__ import annotations
 
-from typing import Any
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
 
-import msgspec
 import numpy as np
 
 from hetserve.control import messages
 
-_ENVELOPE = msgspec.msgpack.Decoder(tuple[str, msgspec.Raw])
+if TYPE_CHECKING:
+    import msgspec
 
 
 def _pack(value: Any) -> Any:
@@ -29,11 +30,12 @@ def _unpack(kind: Any, value: Any) -> Any:
 
 
 class Codec:
-    """Encodes and decodes a closed set of frozen dataclasses, told apart by their names."""
+    """Encodes and decodes a closed set of frozen dataclasses, told apart by their names. msgspec is imported when it first does: an engine whose
+    workers are threads sends nothing, and runs where msgspec is not installed.
+    """
 
     def __init__(self, *kinds: type) -> None:
-        self._encoder = msgspec.msgpack.Encoder(enc_hook=_pack)
-        self._decoders: dict[str, msgspec.msgpack.Decoder[Any]] = {kind.__name__: msgspec.msgpack.Decoder(kind, dec_hook=_unpack) for kind in kinds}
+        self._kinds = kinds
 
     def encode(self, message: Any) -> bytes:
         """One message as msgpack bytes."""
@@ -45,10 +47,30 @@ class Codec:
         Raises:
             msgspec.DecodeError: the bytes are damaged, of an unknown kind, or do not fit the message's fields.
         """
-        name, body = _ENVELOPE.decode(raw)
+        name, body = self._envelope.decode(raw)
         if name not in self._decoders:
+            import msgspec
+
             raise msgspec.DecodeError(f"unknown message kind {name!r}")
         return self._decoders[name].decode(body)
+
+    @cached_property
+    def _encoder(self) -> msgspec.msgpack.Encoder:
+        import msgspec
+
+        return msgspec.msgpack.Encoder(enc_hook=_pack)
+
+    @cached_property
+    def _envelope(self) -> msgspec.msgpack.Decoder[tuple[str, msgspec.Raw]]:
+        import msgspec
+
+        return msgspec.msgpack.Decoder(tuple[str, msgspec.Raw])
+
+    @cached_property
+    def _decoders(self) -> dict[str, msgspec.msgpack.Decoder[Any]]:
+        import msgspec
+
+        return {kind.__name__: msgspec.msgpack.Decoder(kind, dec_hook=_unpack) for kind in self._kinds}
 
 
 MESSAGES = Codec(

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.optimize import nnls
 
 Floats = NDArray[np.float64]
 
@@ -35,6 +34,8 @@ def fit_line(features: Floats, seconds: Floats, held_out: NDArray[np.bool_]) -> 
         seconds: [n], positive.
         held_out: [n], which points only judge; at least one, and at least k are left.
     """
+    from scipy.optimize import nnls  # here: whoever only reads a Fit does without scipy
+
     assert held_out.any() and (~held_out).sum() >= features.shape[1] and (seconds > 0).all()
     scale = np.abs(features).max(axis=0)  # columns of very different size would cost nnls its accuracy
     used = ~held_out

@@ -18,7 +18,6 @@ import numpy as np
 
 from hetserve.control.config import config_from_plan
 from hetserve.control.controller import Controller
-from hetserve.control.journal import Journal
 from hetserve.control.messages import Arrived, Cancelled, Command, Event, Reject, Request, Sampling, Stopped
 from hetserve.drive import Observer, drive
 from hetserve.engine.api import PoolState, Sink
@@ -210,6 +209,8 @@ class Engine:
         """Whatever is to be written while the engine runs."""
         observers: list[Observer] = []
         if self._journal_path is not None:
+            from hetserve.control.journal import Journal  # needs msgspec, as nothing else does of an engine in one process
+
             observers.append(Journal(files.enter_context(_new(self._journal_path, "journal", "wb")).write, self._config))
         if self._timeline_path is not None:
             trace = ChromeTrace(files.enter_context(_new(self._timeline_path, "timeline", "w")).write)

@@ -12,12 +12,13 @@ import threading
 import traceback
 from collections.abc import Callable
 from contextlib import nullcontext
-
-import msgspec
-import zmq
+from typing import TYPE_CHECKING
 
 from hetserve.engine.wire import FROM_WORKER, TO_WORKER, Failed, MoveResult, Ready, StepResult, WorkerConfig
 from hetserve.errors import HetserveError
+
+if TYPE_CHECKING:
+    import zmq
 
 ORPHAN_CHECK_MS = 1000
 ORPHANED = 7  # exit code of a worker whose engine went away while it was loading
@@ -102,6 +103,8 @@ def _leave_if_unwanted(wanted: Callable[[], bool], loaded: threading.Event) -> N
 
 def run(config: WorkerConfig, wanted: Callable[[], bool], steps: zmq.Socket, results: zmq.Socket) -> int:
     """Serves over connected sockets until the end, which is told as `Failed` if it is a failure. Returns the process's exit code."""
+    import zmq
+
     confine(config)
     results.setsockopt(zmq.LINGER, 2000)
     steps.setsockopt(zmq.LINGER, 0)
@@ -117,6 +120,9 @@ def run(config: WorkerConfig, wanted: Callable[[], bool], steps: zmq.Socket, res
 
 
 def main(steps_url: str, results_url: str) -> int:
+    import msgspec
+    import zmq
+
     parent = os.getppid()  # before the model is loaded: whoever started this may be gone by then
     config = msgspec.json.decode(sys.stdin.buffer.read(), type=WorkerConfig)
     context = zmq.Context()

@@ -11,8 +11,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeAlias
 
-import msgspec
-
 from hetserve.control.messages import Command, Event, Finish, MoveDone, MoveKv, Reject, RunStep, StepDone, Tokens, WorkerLost
 from hetserve.engine.wire import GroupLayout
 
@@ -183,6 +181,8 @@ class ChromeTrace:
 
 def read_spans(path: Path) -> list[Span]:
     """What a worker noted (see `hetserve.engine.traced`); a line that a killed worker left half written is dropped."""
+    import msgspec
+
     found = []
     for line in path.read_bytes().splitlines() if path.exists() else ():
         try:

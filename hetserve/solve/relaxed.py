@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.optimize import Bounds, LinearConstraint, milp
 
 from hetserve.solve.minmax import NO_SPACE, State
 
@@ -24,6 +23,8 @@ def relaxed(units: int, homes: int, unit_s: Floats, pages: Ints, load_s: Floats,
 
     Returns: seconds, and float64 [requests, homes, pools] units.
     """
+    from scipy.optimize import Bounds, LinearConstraint, milp  # here: only these policies need scipy, and they import it once
+
     requests, pools = unit_s.shape
     job, rank, pool = np.indices((requests, homes, pools)).reshape(3, -1)
     own = (pool >= homes) | (pool == rank)

@@ -9,8 +9,6 @@ import json
 from dataclasses import asdict, dataclass
 from typing import Any
 
-import msgspec
-
 from hetserve.errors import SpecError, UnsupportedError
 from hetserve.spec.cluster import Cluster
 from hetserve.spec.fingerprint import fingerprint, model_fingerprint
@@ -156,6 +154,8 @@ def decode_plan(text: str, where: str) -> Plan:
 
 def plan_schema() -> dict[str, Any]:
     """JSON schema of a plan file."""
+    import msgspec  # here, as everywhere: an engine runs in-process where msgspec is not installed
+
     schema = msgspec.json.schema(Plan)
     kinds = schema["$defs"]
     kinds["Stage"]["properties"]["tp"] = {"type": "integer", "description": "tensor-parallel ranks: the number of primary devices"}

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import psutil
-
 from hetserve.errors import ResourceError
 
 CGROUP = Path("/sys/fs/cgroup")
+MEMINFO = Path("/proc/meminfo")
 
 
 def available_bytes(cgroup: Path = CGROUP) -> int:
     """Bytes that can be allocated without swapping, counting the control group's limit (version 2, then 1) where there is one."""
-    free = int(psutil.virtual_memory().available)
+    free = _meminfo_bytes()
     for limit, used, stat in (("memory.max", "memory.current", "memory.stat"), ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes", "")):
         limit_bytes, used_bytes = _number(cgroup / limit), _number(cgroup / used)
         if limit_bytes is not None and used_bytes is not None:
@@ -26,6 +25,12 @@ def require(wanted_bytes: int, what: str, hint: str = "") -> None:
     free = available_bytes()
     if wanted_bytes > free:
         raise ResourceError(f"{what} needs {_gib(wanted_bytes)}, but only {_gib(free)} of memory are available.", hint)
+
+
+def _meminfo_bytes() -> int:
+    """MemAvailable: what the kernel expects it can give without swapping."""
+    lines = dict(line.split(":", 1) for line in MEMINFO.read_text().splitlines())
+    return int(lines["MemAvailable"].split()[0]) * 1024  # in kB
 
 
 def _number(path: Path) -> int | None:
