@@ -1,4 +1,4 @@
-"""Chooses the next tokens: greedy, temperature, top-k, top-p, min-p, seeded; and their log-probabilities.
+"""Chooses the next tokens: greedy, temperature, top-k, top-p, min-p, seeded; and their log-probabilities. On a GPU `device_sampler` does it.
 
 A row's token depends on its own logits, sampling, choice and position alone, never on the batch. Keeps no state. Penalties and guided decoding: none.
 """
@@ -12,6 +12,8 @@ import torch
 from numpy.typing import NDArray
 
 from hetserve.control.messages import Sampling
+from hetserve.engine.device_sampler import sample_on_device
+from hetserve.engine.logprobs import token_logprobs
 from hetserve.engine.wire import TokenLogprobs
 
 Int64s = NDArray[np.int64]
@@ -26,7 +28,7 @@ def sample(logits: torch.Tensor, sampling: Sequence[Sampling], choices: Int64s, 
     """One token for each row.
 
     Args:
-        logits: [n, vocab], float32 or bfloat16; not changed.
+        logits: [n, vocab], float32 or bfloat16, on the CPU or a GPU; not changed.
         sampling: n of them. Order of the filters, as in vLLM: temperature, then min-p, then top-k (ties with the k-th stay), then top-p of what is
             left (the fewest most likely tokens that reach it; equal ones by lower id).
         choices: int64 [n], which of the request's n answers each row belongs to.
@@ -36,13 +38,15 @@ def sample(logits: torch.Tensor, sampling: Sequence[Sampling], choices: Int64s, 
         tokens int64 [n], and per row the log-probabilities it asked for (None: it did not); an empty tuple if no row did.
         Log-probabilities are those of the model's own distribution, before temperature and filters (vLLM's default, `raw_logprobs`).
     """
-    tokens = greedy(logits)
     drawing = [i for i, row in enumerate(sampling) if row.temperature >= GREEDY_BELOW]
-    if drawing:
-        seeds = np.array([sampling[i].seed & 0xFFFFFFFFFFFFFFFF for i in drawing], np.uint64)
-        for i, u in zip(drawing, uniforms(seeds, choices[drawing], positions[drawing]), strict=True):
-            tokens[i] = _draw(logits[i], sampling[i], float(u), int(tokens[i]))
-    return tokens, _logprobs(logits, sampling, tokens)
+    seeds = np.array([sampling[i].seed & 0xFFFFFFFFFFFFFFFF for i in drawing], np.uint64)
+    numbers = uniforms(seeds, choices[drawing], positions[drawing]) if drawing else np.zeros(0)
+    if logits.device.type != "cpu":
+        return sample_on_device(logits, sampling, drawing, numbers)
+    tokens = greedy(logits)
+    for i, u in zip(drawing, numbers.tolist(), strict=True):
+        tokens[i] = _draw(logits[i], sampling[i], u, int(tokens[i]))
+    return tokens, token_logprobs(logits, sampling, torch.from_numpy(tokens))
 
 
 def greedy(logits: torch.Tensor) -> Int64s:
@@ -124,17 +128,3 @@ def _pick_of_all(weights: Floats, u: float) -> int:
     before = mass[block - 1] if block else 0.0
     at = int(np.searchsorted(inner, u * mass[-1] - before, side="right"))
     return first + (at if at < len(inner) else int(np.flatnonzero(weights[first : first + BLOCK])[-1]))
-
-
-def _logprobs(logits: torch.Tensor, sampling: Sequence[Sampling], tokens: Int64s) -> tuple[TokenLogprobs | None, ...]:
-    rows = [i for i, row in enumerate(sampling) if row.logprobs >= 0]
-    if not rows:
-        return ()
-    out: list[TokenLogprobs | None] = [None] * len(sampling)
-    for i in rows:
-        values = torch.log_softmax(logits[i].float(), dim=-1)
-        count = min(sampling[i].logprobs, values.shape[0])
-        found, ids = values.topk(count)
-        top = sorted(zip(ids.tolist(), found.tolist(), strict=True), key=lambda pair: (-pair[1], pair[0]))
-        out[i] = TokenLogprobs(int(tokens[i]), float(values[tokens[i]]), tuple(top))
-    return tuple(out)

@@ -142,7 +142,7 @@ class PrimaryPart:
         if not len(slots):
             return np.zeros(0, np.int32), ()
         positions = seqs.known[slots]
-        sampled, logprobs = sample(logits.cpu(), [seqs.sampling[slot] for slot in slots], seqs.choices[slots], positions.astype(np.int64))
+        sampled, logprobs = sample(logits, [seqs.sampling[slot] for slot in slots], seqs.choices[slots], positions.astype(np.int64))
         tokens: Int32s = sampled.astype(np.int32)
         seqs.tokens[slots, positions] = tokens
         if not self._is_first:
