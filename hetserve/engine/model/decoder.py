@@ -14,7 +14,7 @@ from torch.nn import functional
 
 from hetserve.engine.model.batch import StepBatch
 from hetserve.engine.model.blocks import Block, build_block, layer_norm
-from hetserve.engine.model.checkpoint import Checkpoint
+from hetserve.engine.model.drawn import Weights, open_weights
 from hetserve.engine.model.linear import Linear
 from hetserve.engine.model.memory import require
 from hetserve.engine.model.norms import NoNorm, Norm, RmsNorm
@@ -41,14 +41,14 @@ class Model:
 
     Args:
         spec: the model's shape (`load_model`).
-        folder: the checkpoint.
+        folder: the checkpoint, or drawn weights (`engine.model.drawn`).
         dtype: "bfloat16" or "float32", of weights and activations.
         layers: (first, last); None: all.
         max_positions: positions that will occur, 0: all the model has (sizes the rope table).
         device: where its weights are to lie; batches and hidden states are on it too.
 
     Raises:
-        ModelError, UnsupportedError: as `Checkpoint` does; a dtype that is not supported.
+        ModelError, UnsupportedError: as `open_weights` does; a dtype that is not supported.
         ResourceError: the weights do not fit into memory.
     """
 
@@ -70,12 +70,12 @@ class Model:
         self.ends_model = self.last == spec.layers
         positions = min(max_positions or spec.max_positions, spec.max_positions)
         self.weight_bytes = stage_bytes(spec, dtype, (self.first, self.last), positions)
-        checkpoint = Checkpoint(folder, spec)
+        weights = open_weights(folder, spec, device)
         if device.type == "cpu":
             hint = "Use a smaller model, or spread its layers over more devices."
             require(self.weight_bytes, f"Loading the weights of {spec.name} in {dtype}", hint)
         with torch.inference_mode():
-            self._load(checkpoint, positions)
+            self._load(weights, positions)
 
     def forward(self, batch: StepBatch, attend: Attend, hidden: torch.Tensor | None = None) -> torch.Tensor:
         """One pass of the stage.
@@ -128,11 +128,11 @@ class Model:
             return stream.x
         return self._logits(stream.x) if stream.x.shape[0] else stream.x.new_empty((0, self.spec.vocab))
 
-    def _load(self, checkpoint: Checkpoint, positions: int) -> None:
+    def _load(self, weights: Weights, positions: int) -> None:
         spec = self.spec
 
         def get(name: str) -> torch.Tensor:
-            return checkpoint.read(name, self.dtype).to(self.device)
+            return weights.read(name, self.dtype).to(self.device)
 
         if self.first == 0:
             self._load_front(get)
