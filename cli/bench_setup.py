@@ -256,7 +256,7 @@ def _resolve_many(flags: Flags, screen: Screen, logs: Path) -> list[Job]:
     dtype = spec.dtype if flags.dtype == "auto" else flags.dtype
     name, kv_token_bytes = flags.served_model_name or folder.name, spec.kv_bytes_per_token(dtype)
     drawn, _ = _workload(flags, Path(flags.tokenizer or folder), spec.max_positions)
-    vllm_install(asked, flags.baseline_dir)  # says what is missing before anything is measured
+    vllm_install(asked, cluster.devices[0].kind, flags.baseline_dir)  # says what is missing before anything is measured
     flags, profile = profile_for(flags, cluster, spec, dtype, screen)
     planner = planner_of(spec, dtype, _means(drawn, flags), profile)
     setups = [Setup(folder, name, scaled(cluster, factor), dtype, 0, kv_token_bytes, flags.max_model_len or 0, logs) for factor in factors]
@@ -366,7 +366,7 @@ def _baseline(flags: Flags, setup: Setup, models: dict[str, str], facts: dict[st
     from hetserve.bench.launches import vllm_launch
 
     if flags.baseline:
-        install = vllm_install.require(baselines_folder(flags.baseline_dir), "cpu")
+        install = vllm_install.require(baselines_folder(flags.baseline_dir), setup.cluster.devices[0].kind)
         launch = vllm_launch(setup, install, flags.baseline_args)
         models[launch.name] = setup.served_name
         facts[launch.name] = {"server_command": shlex.join(launch.command), "version": install.version, "tcmalloc": bool(install.tcmalloc)}

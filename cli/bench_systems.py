@@ -246,8 +246,8 @@ def vllm_kv_tokens(asked: Sequence[Asked], setup: Setup, spec: ModelSpec) -> lis
     return found
 
 
-def vllm_install(asked: Sequence[Asked], folder: Path | None) -> tuple[VllmInstall | None, str]:
-    """The installation, if any kind of vLLM was asked for, and why there is none.
+def vllm_install(asked: Sequence[Asked], kind: str, folder: Path | None) -> tuple[VllmInstall | None, str]:
+    """The installation for a kind of device, if any kind of vLLM was asked for, and why there is none.
 
     Raises:
         BaselineError: there is none, and nothing else to compare with.
@@ -257,7 +257,7 @@ def vllm_install(asked: Sequence[Asked], folder: Path | None) -> tuple[VllmInsta
     if all(one.own for one in asked):
         return None, ""
     try:
-        return vllm_install.require(baselines_folder(folder), "cpu"), ""
+        return vllm_install.require(baselines_folder(folder), kind), ""
     except BaselineError as error:
         if not any(one.own for one in asked[1:]):
             raise
@@ -275,7 +275,7 @@ def resolve_systems(
     baseline_args: str,
 ) -> tuple[dict[str, Resolved], dict[str, str]]:
     """Every system that can be started on the setup's cluster, by label and in order, and by label why another cannot."""
-    install, why = vllm_install(asked, baseline_dir)
+    install, why = vllm_install(asked, setup.cluster.devices[0].kind, baseline_dir)
     found: dict[str, Resolved] = {}
     missing = dict(without)
     for one in asked:

@@ -18,12 +18,14 @@ from hetserve.cost.costs import Costs
 from hetserve.engine.process import ISA_CAPS
 from hetserve.errors import BaselineError, BenchError, ResourceError, UnsupportedError
 from hetserve.planner.options import Options
-from hetserve.spec.cluster import Cluster, Device
+from hetserve.spec.cluster import CPU, CUDA, Cluster, Device
+from hetserve.spec.host import this_host
 from hetserve.spec.model import ModelSpec
 
 GIB = 2**30
-VLLM_BLOCK_TOKENS = 128  # vLLM's own default on a CPU
-VLLM_WORKER = "VLLM::Worker"  # what its engine process calls itself
+VLLM_BLOCK_TOKENS = {CPU: 128, CUDA: 16}  # vLLM's own defaults
+VLLM_ENGINE = {CPU: "VLLM::Worker", CUDA: "VLLM::EngineCore"}  # what the process that computes calls itself
+MOST_OF_A_GPU = 0.98  # vLLM wants to be asked for less than all
 # A capped vLLM still runs AMX code of its own, which kills it unless the process has asked the kernel for the tiles first (x86-64: arch_prctl,
 # ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA). Every Python process imports this before anything else.
 ASK_FOR_TILES = "import ctypes\nctypes.CDLL(None).syscall(158, 0x1023, 18)\n"
@@ -80,26 +82,30 @@ def hetserve_launch(setup: Setup, where: tuple[str, ...], extra: str = "", name:
 def vllm_launch(setup: Setup, install: VllmInstall, extra: str = "", name: str = "vllm") -> Launch:
     """The real `vllm serve` on the setup's one device; if that is capped to an instruction set, so is vLLM, as far as it can be.
 
+    A GPU it gets alone (as CUDA numbers it), with as much of its memory as the device's budget is, and the same KV memory as everybody.
+
     Raises:
-        UnsupportedError: a cluster that this version cannot give vLLM.
+        UnsupportedError: a cluster that this version cannot give vLLM, or a build of vLLM for other devices.
         ResourceError: the KV memory does not hold one request of max_model_len.
     """
     device = _only_device(setup.cluster)
+    if install.device != device.kind:
+        raise UnsupportedError(f"device {device.name!r} is a {device.kind} device, and the vLLM in {install.folder} is built for {install.device}")
     port = free_port()
     command = (
         *(str(install.executable), "serve", str(setup.model), "--host", "127.0.0.1", "--port", str(port)),
         *("--served-model-name", setup.served_name, "--dtype", setup.dtype, "--max-model-len", str(setup.max_model_len)),
         "--no-enable-prefix-caching",  # every pair sends the same prompts, which must be computed each time
-        *_vllm_blocks(setup),
+        *_vllm_blocks(setup, device.kind),
+        *(_gpu_share(device) if device.is_gpu else ()),
         *shlex.split(extra),
     )
-    environment = {
+    environment: dict[str, str | None] = {
         "HF_HUB_OFFLINE": "1",
         "VLLM_NO_USAGE_STATS": "1",
         "VLLM_HOST_IP": "127.0.0.1",
         "PYTHONFAULTHANDLER": "1",  # a crash of a process of its leaves a trace in the log
-        "VLLM_CPU_KVCACHE_SPACE": str(math.ceil(setup.kv_bytes / GIB)),
-        "VLLM_CPU_OMP_THREADS_BIND": ",".join(map(str, device.cores)),  # its own choice would leave a core idle
+        **({"CUDA_VISIBLE_DEVICES": str(device.index)} if device.is_gpu else _on_cores(setup, device)),
         "LD_PRELOAD": ":".join(install.preload()) or None,
         **dict.fromkeys(("PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV", "OMP_NUM_THREADS", "ONEDNN_MAX_CPU_ISA", "HETSERVE_ISA")),
         **(_capped(device.isa, setup.log_dir) if device.isa else {}),
@@ -115,25 +121,48 @@ def vllm_launch(setup: Setup, install: VllmInstall, extra: str = "", name: str =
         hint="`hetserve baseline remove vllm` and `hetserve baseline install vllm` make it anew",
         noise=VLLM_NOISE,
         control_cores=setup.cluster.control_cores,  # for its API and scheduler processes
-        engine=VLLM_WORKER,
+        engine=VLLM_ENGINE[device.kind],
     )
 
 
-def _vllm_blocks(setup: Setup) -> tuple[str, ...]:
-    """The number of blocks: one more than the memory holds, as the first never holds anything. (The memory itself vLLM takes in whole GiB only.)"""
-    blocks = setup.kv_bytes // (VLLM_BLOCK_TOKENS * setup.kv_bytes_per_token)
-    if blocks * VLLM_BLOCK_TOKENS < setup.max_model_len:
+def _on_cores(setup: Setup, device: Device) -> dict[str, str | None]:
+    """Where on a CPU it computes, and its KV memory there, which it takes in whole GiB only."""
+    return {
+        "VLLM_CPU_KVCACHE_SPACE": str(math.ceil(setup.kv_bytes / GIB)),
+        "VLLM_CPU_OMP_THREADS_BIND": ",".join(map(str, device.cores)),  # its own choice would leave a core idle
+    }
+
+
+def _gpu_share(device: Device) -> tuple[str, ...]:
+    """How much of its GPU a device may use, as vLLM is told.
+
+    Raises:
+        ResourceError: there is no such GPU here.
+    """
+    gpus = this_host().gpus
+    if device.index >= len(gpus):
+        said = f"device {device.name!r} is GPU {device.index}, but this machine has {len(gpus)} NVIDIA GPUs"
+        raise ResourceError(said, "`hetserve doctor` lists them")
+    share = min(MOST_OF_A_GPU, device.memory_bytes / gpus[device.index])
+    return ("--block-size", str(VLLM_BLOCK_TOKENS[CUDA]), "--gpu-memory-utilization", f"{share:.3f}")
+
+
+def _vllm_blocks(setup: Setup, kind: str) -> tuple[str, ...]:
+    """The blocks: one more than the memory holds, as the first never holds anything."""
+    tokens = VLLM_BLOCK_TOKENS[kind]
+    blocks = setup.kv_bytes // (tokens * setup.kv_bytes_per_token)
+    if blocks * tokens < setup.max_model_len:
         raise ResourceError(
-            f"--kv-memory {setup.kv_bytes:,} bytes holds {blocks * VLLM_BLOCK_TOKENS:,} tokens, fewer than --max-model-len {setup.max_model_len:,}.",
+            f"--kv-memory {setup.kv_bytes:,} bytes holds {blocks * tokens:,} tokens, fewer than --max-model-len {setup.max_model_len:,}.",
             hint="a larger --kv-memory or a smaller --max-model-len",
         )
     return ("--num-gpu-blocks-override", str(blocks + 1))
 
 
 def _only_device(cluster: Cluster) -> Device:
-    if len(cluster.devices) != 1 or cluster.devices[0].kind != "cpu" or cluster.devices[0].stretch:
+    if len(cluster.devices) != 1 or cluster.devices[0].kind not in VLLM_ENGINE or cluster.devices[0].stretch:
         raise UnsupportedError(
-            f"cluster {cluster.name!r} has several devices, or one that is no CPU as it is; one vLLM is started on one such device",
+            f"cluster {cluster.name!r} has several devices, or one that is no CPU or GPU as it is; one vLLM is started on one such device",
             hint="--cluster cpu or cpu-1; --system NAME compares systems on several; or start vLLM yourself and give --baseline-url",
         )
     return cluster.devices[0]
@@ -169,15 +198,22 @@ def vllm_replicas_launch(setup: Setup, install: VllmInstall, spec: ModelSpec, ex
     for device in setup.cluster.devices:
         try:
             launches.append(vllm_launch(on_device(setup, device, spec), install, extra, f"vllm on {device.name}"))
-        except ResourceError:
+        except (ResourceError, UnsupportedError):
             continue
     if len(launches) < 2:
-        raise ResourceError(f"only {len(launches)} of {len(setup.cluster.devices)} devices have room for the model and a request: no replicas")
+        what = f"only {len(launches)} of {len(setup.cluster.devices)} devices have room for the model and a request, and suit the installed vLLM"
+        raise ResourceError(f"{what}: no replicas")
     return ReplicaLaunch("vllm-replicas", tuple(launches))
 
 
 def vllm_all_launch(setup: Setup, install: VllmInstall, spec: ModelSpec, extra: str = "") -> Launch:
-    """The real vLLM on all cores, uncapped, with all budgets together: other hardware than the cluster, for scale."""
+    """The real vLLM on all cores, uncapped, with all budgets together: other hardware than the cluster, for scale.
+
+    Raises:
+        UnsupportedError: the cluster has a GPU.
+    """
+    if any(device.is_gpu for device in setup.cluster.devices):
+        raise UnsupportedError(f"cluster {setup.cluster.name!r} has a GPU, whose memory and that of cores are no one device's")
     cores = tuple(sorted({core for device in setup.cluster.devices for core in device.cores}))
     whole = Device("all", "cpu", cores, "", sum(device.memory_bytes for device in setup.cluster.devices))
     unbound = replace(setup, cluster=replace(setup.cluster, control_cores=cores))

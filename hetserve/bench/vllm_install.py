@@ -1,4 +1,4 @@
-"""The real vLLM in a virtual environment of its own: install, find, list, remove.
+"""The real vLLM in a virtual environment of its own, or for GPUs in the one that this runs in: install, find, list, remove.
 
 Only pip and the environment's own metadata are used, and no package index is named here: pip's configuration decides where packages
 come from. An installation counts only once `vllm --version` has answered in it; a broken-off one is continued, not trusted.
@@ -18,7 +18,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from importlib.metadata import Distribution, PathDistribution
+from importlib.metadata import Distribution, PackageNotFoundError, PathDistribution, version
 from pathlib import Path
 
 from hetserve.errors import BaselineError
@@ -40,7 +40,7 @@ class VllmInstall:
     """One working vLLM.
 
     Attributes:
-        folder: its virtual environment.
+        folder: its (virtual) environment.
         device: "cpu" or "cuda".
         version: what `vllm --version` said.
         torch: the version of torch in it.
@@ -73,12 +73,23 @@ def folder_of(root: Path, device: str) -> Path:
 
 
 def find(root: Path, device: str) -> VllmInstall | None:
-    """The complete installation for a device, or None."""
+    """The complete installation for a device, or None. For GPUs, one in this Python's own environment will do, of whichever version."""
     try:
-        found = VllmInstall(**json.loads((folder_of(root, device) / MARKER).read_text()))
+        found: VllmInstall | None = VllmInstall(**json.loads((folder_of(root, device) / MARKER).read_text()))
     except (OSError, ValueError, TypeError):
+        found = None
+    if found is None or not found.executable.exists():
+        return _beside_us() if device == "cuda" else None
+    return found
+
+
+def _beside_us() -> VllmInstall | None:
+    """The vLLM that is installed where this runs, unless it is a build for CPUs."""
+    try:
+        found = VllmInstall(sys.prefix, "cuda", version("vllm"), version("torch"), "")
+    except PackageNotFoundError:
         return None
-    return found if found.executable.exists() else None
+    return found if found.executable.exists() and "+cpu" not in found.version + found.torch else None
 
 
 def require(root: Path, device: str) -> VllmInstall:
@@ -87,6 +98,8 @@ def require(root: Path, device: str) -> VllmInstall:
     Raises:
         BaselineError: there is none; the hint is the command that installs it.
     """
+    if device not in DISTRIBUTIONS:
+        raise BaselineError(f"There is no vLLM for a {device} device.", hint=f"a cluster whose first device is one of {', '.join(DISTRIBUTIONS)}")
     found = find(root, device)
     if found is None:
         flag = "" if device == "cpu" else f" --device {device}"

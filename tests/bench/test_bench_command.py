@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from click.testing import CliRunner, Result
 
+from hetserve.bench import vllm_install
 from hetserve.bench.job import Job, Run
 from hetserve.bench.process import free_port
 from hetserve.bench.runner import saturated
@@ -312,3 +313,30 @@ def test_saturation_is_a_wait_that_grows_with_the_arrivals() -> None:
     steady = [saturated(*run_of(rng.exponential(0.3, 40).tolist())) for _ in range(200)]
     assert sum(one is True for one in steady) <= 2
     assert saturated(*run_of([0.1] * 5)) is None  # too few to tell
+
+
+GPU_CLUSTER = '[cluster]\nname = "one-gpu"\ncontrol_cores = "all"\n[[device]]\nname = "gpu"\nkind = "cuda"\nmemory = "50%"\n'
+
+
+@pytest.fixture
+def one_gpu(monkeypatch: pytest.MonkeyPatch) -> str:
+    host = replace(this_host(), gpus=(80 * 2**30,))
+    monkeypatch.setattr("hetserve.spec.load.this_host", lambda: host)
+    Path("one-gpu.toml").write_text(GPU_CLUSTER)
+    return "one-gpu.toml"
+
+
+def test_on_a_cluster_of_a_gpu_the_vllm_for_gpus_is_compared_with(faked: Any, model: Path, one_gpu: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+    installed = vllm_install.require
+    monkeypatch.setattr(vllm_install, "require", lambda root, device: (asked.append(device), installed(root, device))[1])
+    got = json.loads(ok("--baseline", "vllm", "--model", str(model), "--cluster", one_gpu, *LENGTHS, "--pairs", "1", "--json").stdout)
+    assert set(got["systems"]) == {"hetserve", "vllm"} and asked == ["cuda"]
+    assert [setup.cluster.devices[0].kind for setup in faked.setups] == ["cuda", "cuda"]
+
+
+def test_without_a_vllm_for_gpus_one_sentence_says_what_to_install(model: Path, one_gpu: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(vllm_install, "_beside_us", lambda: None)
+    found = error("--baseline", "vllm", "--model", str(model), "--cluster", one_gpu, *LENGTHS)
+    assert isinstance(found, BaselineError) and found.message.count(".") <= 2 and "cuda build" in found.message
+    assert "hetserve baseline install vllm --device cuda" in found.hint

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import json
 import subprocess
-from importlib.metadata import Distribution, distributions
+from dataclasses import replace
+from importlib.metadata import Distribution, PackageNotFoundError, distributions
 from pathlib import Path
 
 import pytest
 
-from hetserve.bench import vllm_install
+from hetserve.bench import launches, vllm_install
 from hetserve.bench.launches import GIB, Setup, hetserve_launch, vllm_launch
 from hetserve.bench.vllm_install import VllmInstall
 from hetserve.errors import BaselineError, ResourceError, UnsupportedError
-from hetserve.spec.cluster import Cluster, Device, Stretch
+from hetserve.spec.cluster import Cluster, Device, Host, Stretch
 
 
 def setup(folder: Path, **more: object) -> Setup:
@@ -146,3 +147,62 @@ def test_pip_that_fails_is_quoted(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     with pytest.raises(BaselineError, match="no matching distribution"):
         vllm_install.install(tmp_path, "cpu", lambda line: None)
     assert vllm_install.find(tmp_path, "cpu") is None
+
+
+GPU = Device("gpu", "cuda", (1, 2), "", 60 * GIB, index=1)
+GPU_INSTALL = VllmInstall("/opt/vllm-gpu", "cuda", vllm_install.VERSION, "2.13.0+cu130", "")
+
+
+@pytest.fixture
+def two_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(launches, "this_host", lambda: Host((0, 1, 2), 64 * GIB, "avx2", (80 * GIB, 80 * GIB)))
+
+
+def test_on_a_gpu_vllm_gets_that_gpu_and_the_devices_share_of_it(tmp_path: Path, two_gpus: None) -> None:
+    launch = vllm_launch(setup(tmp_path, cluster=Cluster("gpu", (0,), (GPU,))), GPU_INSTALL, "--seed 1")
+    assert launch.environment["CUDA_VISIBLE_DEVICES"] == "1"
+    assert option(launch.command, "--gpu-memory-utilization") == "0.750"
+    tokens, blocks = (int(option(launch.command, name)) for name in ("--block-size", "--num-gpu-blocks-override"))
+    assert tokens * (blocks - 1) * 32768 == 4 * GIB, "the KV memory that everybody gets"
+    assert not any(name.startswith("VLLM_CPU") for name in launch.environment)
+    assert launch.engine not in "VLLM::Worker" and launch.command[-2:] == ("--seed", "1")
+
+
+def test_a_budget_of_the_whole_gpu_is_a_little_less_for_vllm(tmp_path: Path, two_gpus: None) -> None:
+    whole = replace(GPU, memory_bytes=80 * GIB)
+    assert option(vllm_launch(setup(tmp_path, cluster=Cluster("gpu", (0,), (whole,))), GPU_INSTALL).command, "--gpu-memory-utilization") == "0.980"
+
+
+def test_a_gpu_that_is_not_there_and_a_build_for_something_else_are_refused(tmp_path: Path, two_gpus: None) -> None:
+    with pytest.raises(ResourceError, match="GPU 2, but this machine has 2"):
+        vllm_launch(setup(tmp_path, cluster=Cluster("gpu", (0,), (replace(GPU, index=2),))), GPU_INSTALL)
+    with pytest.raises(UnsupportedError, match="is built for cpu"):
+        vllm_launch(setup(tmp_path, cluster=Cluster("gpu", (0,), (GPU,))), INSTALL)
+    with pytest.raises(UnsupportedError, match="no CPU or GPU as it is"):
+        vllm_launch(setup(tmp_path, cluster=Cluster("gpu", (0,), (replace(GPU, kind="cuda-emulated"),))), GPU_INSTALL)
+
+
+def test_where_a_gpu_is_first_the_build_for_gpus_is_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing(name: str) -> str:
+        raise PackageNotFoundError(name)
+
+    monkeypatch.setattr(vllm_install, "version", missing)
+    with pytest.raises(BaselineError, match=r"cuda build\) is not installed") as caught:
+        vllm_install.require(tmp_path, "cuda")
+    assert "--device cuda" in caught.value.hint
+    with pytest.raises(BaselineError, match="no vLLM for a cuda-emulated device"):
+        vllm_install.require(tmp_path, "cuda-emulated")
+
+
+@pytest.mark.parametrize(
+    ("vllm", "torch", "found"), [("0.33.1", "2.13.0+cu130", True), ("0.32.0+cpu", "2.13.0", False), ("0.32.0", "2.13.0+cpu", False)]
+)
+def test_a_vllm_for_gpus_beside_us_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, vllm: str, torch: str, found: bool) -> None:
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin" / "vllm").write_text("")
+    monkeypatch.setattr(vllm_install.sys, "prefix", str(tmp_path))
+    monkeypatch.setattr(vllm_install, "version", {"vllm": vllm, "torch": torch}.__getitem__)
+    installs = vllm_install.listed(tmp_path / "baselines")
+    assert [(one.device, one.version, one.torch, one.folder) for one in installs] == [("cuda", vllm, torch, str(tmp_path))] * found
+    (tmp_path / "bin" / "vllm").unlink()
+    assert vllm_install.find(tmp_path / "baselines", "cuda") is None
