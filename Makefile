@@ -6,8 +6,10 @@
 #   make kernel-bench   the attention kernels: compared with the reference, then timed beside plain reads of memory
 #   make install        what these need, and no more
 #   make cuda-all       the CUDA kernels for every architecture (needs nvcc, no GPU); registers and spills of each kernel
+#   make gpu-wheels     what a machine with a GPU and no network may lack, as wheels in .wheels (40 MiB at most), for gpu-check to install there
+#   make gpu-check      with a GPU: build, op tests, kernels, the engine's tokens, steps and serving, a profile, into RESULT_DIR; under nine minutes;
+#                       takes the system's Python, no virtual environment, no network
 #   make gpu-sanitize   with a GPU, after gpu-check: the op tests under compute-sanitizer (TOOL=racecheck, synccheck, initcheck)
-#   make gpu-check      with a GPU: build, op tests, kernel benches, into RESULT_DIR; takes the system's Python, no virtual environment, no network
 #
 # Overrides: PYTHON=python3.12   VENV=/path/to/venv   ARGS="more arguments"
 #            VENV_FLAGS=--system-site-packages (use the torch this machine already has)   TORCH="what pip shall install instead"
@@ -26,7 +28,7 @@ HETSERVE := $(VENV)/bin/hetserve
 
 export PATH := $(abspath $(VENV))/bin:$(PATH)
 
-.PHONY: install bench test lint kernel-bench cuda-all gpu-check gpu-sanitize
+.PHONY: install bench test lint kernel-bench cuda-all gpu-wheels gpu-check gpu-sanitize
 .DELETE_ON_ERROR:
 
 install: $(VENV)/.installed
@@ -61,6 +63,9 @@ cuda-all: $(VENV)/.installed
 	cmake --build build/cuda-all --clean-first --target cuda_kernels cuda_tensor_kernels --parallel >build/cuda-all/log.txt 2>&1 || \
 	    { cat build/cuda-all/log.txt; exit 1; }
 	$(PY) -m hetserve.bench.gpu.registers build/cuda-all/log.txt $(ARGS)
+
+gpu-wheels:
+	PYTHONPATH=.$${PYTHONPATH:+:$$PYTHONPATH} $(if $(wildcard $(PY)),$(PY),python3) -m hetserve.bench.gpu.wheels .wheels
 
 gpu-check:
 	PYTHONPATH=.$${PYTHONPATH:+:$$PYTHONPATH} $(if $(wildcard $(PY)),$(PY),python3) -m hetserve.bench.gpu $(RESULT_DIR)

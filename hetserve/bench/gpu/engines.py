@@ -1,0 +1,230 @@
+"""What the stages with an engine share: plans made in Python, an engine on threads of this process, and what became of each request.
+
+Nothing here needs msgspec or ZeroMQ: a machine with a GPU and no network may have neither.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import gc
+import itertools
+import math
+import statistics
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+import torch
+
+from hetserve.control.messages import Sampling
+from hetserve.engine.accelerator import CudaGpu, Run
+from hetserve.engine.api import Output
+from hetserve.engine.engine import Engine
+from hetserve.errors import BenchError
+from hetserve.spec.cluster import CUDA, Cluster, Device, resolve_cores
+from hetserve.spec.host import this_host
+from hetserve.spec.model import ModelSpec
+from hetserve.spec.plan import PAGE_TOKENS, Group, Limits, Online, Plan, PlanModel, Pool, Stage, page_bytes
+
+LONGEST_S = 120.0  # no round takes so long
+GPU_SHARE = 0.8  # of the GPU's memory, as workloads/clusters/gpu.toml has it
+EMULATED_BYTES = 1 << 34
+PARTS = ("step_s", "prepare_s", "model_s", "sample_s", "controller_s")  # of a step, in the engine's numbers
+
+LLAMA = {
+    "architectures": ["LlamaForCausalLM"],
+    "model_type": "llama",
+    "hidden_act": "silu",
+    "rms_norm_eps": 1e-5,
+    "rope_theta": 500000.0,
+    "vocab_size": 128256,
+    "max_position_embeddings": 8192,
+    "attention_bias": False,
+    "bos_token_id": 128000,
+    "eos_token_id": 128001,
+    "torch_dtype": "bfloat16",
+}
+LLAMA_8B = LLAMA | {
+    "hidden_size": 4096,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 8,
+    "head_dim": 128,
+    "intermediate_size": 14336,
+    "tie_word_embeddings": False,
+}
+LLAMA_1B = LLAMA | {
+    "hidden_size": 2048,
+    "num_hidden_layers": 16,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 8,
+    "head_dim": 64,
+    "intermediate_size": 8192,
+    "tie_word_embeddings": True,
+}
+
+
+@dataclass(frozen=True)
+class Ask:
+    """One request; it gets exactly so many tokens."""
+
+    prompt: Sequence[int]
+    output_tokens: int
+    sampling: Sampling = field(default_factory=Sampling)
+
+
+@dataclass
+class Answer:
+    """What it got, and when, in seconds after it was asked."""
+
+    tokens: list[int] = field(default_factory=list)
+    at_s: list[float] = field(default_factory=list)  # one for each token
+
+    @property
+    def ttft_s(self) -> float:
+        return self.at_s[0]
+
+    @property
+    def tpot_s(self) -> float:
+        """Seconds a token after the first; 0 of a single one."""
+        return (self.at_s[-1] - self.at_s[0]) / max(1, len(self.at_s) - 1)
+
+
+@dataclass
+class Round:
+    """What became of requests asked at once.
+
+    Attributes:
+        decoding: seconds a step, on average over those in which all requests had their first token and none its last: one for each of PARTS.
+    """
+
+    answers: list[Answer]
+    decoding: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def took_s(self) -> float:
+        return max(answer.at_s[-1] for answer in self.answers)
+
+
+def device(name: str, kind: str) -> Device:
+    """A device of this machine, on half of its cores; of GPUs the first. The one called "gpu" is that of the cluster gpu."""
+    host = this_host()
+    memory_bytes = int(GPU_SHARE * host.gpus[0]) if kind == CUDA and host.gpus else EMULATED_BYTES
+    return Device(name, kind, resolve_cores("first-half", host, name), "", memory_bytes)
+
+
+def make_plan(
+    spec: ModelSpec,
+    devices: Sequence[Device],
+    stages: Sequence[tuple[Any, ...]],
+    tokens: int,
+    limits: Limits,
+    dtype: str = "bfloat16",
+    online: Online | None = None,
+) -> Plan:
+    """One group of stages, each (last layer, primary, *attention workers), whose pools hold so many tokens with all their head groups."""
+    pages, first, built = math.ceil(tokens / PAGE_TOKENS) * spec.kv_heads, 0, []
+    for last, *names in stages:
+        pools = tuple(Pool(name, pages, page_bytes(spec, (first, last), dtype)) for name in names)
+        built.append(Stage((first, last), (names[0],), tuple(names[1:]), pools, dtype))
+        first = last
+    cluster = Cluster("gpu-check", (0,), tuple(devices))
+    return Plan("uniform", PlanModel(spec, dtype), cluster, limits, (Group("mixed", tuple(built)),), online=online or Online())
+
+
+def serve(plan: Plan, folder: Path, rounds: Sequence[Sequence[Ask]]) -> tuple[list[Round], dict[str, float]]:
+    """The rounds one after another, the requests of each at once; and the engine's numbers at the end.
+
+    Raises:
+        BenchError: a request did not get its tokens.
+    """
+    try:
+        return asyncio.run(_serve(plan, folder, rounds))
+    finally:
+        gc.collect()  # the next engine needs the memory
+        torch.cuda.empty_cache()
+
+
+async def _serve(plan: Plan, folder: Path, rounds: Sequence[Sequence[Ask]]) -> tuple[list[Round], dict[str, float]]:
+    engine = Engine(plan, folder, in_process=True)
+    await engine.start()
+    try:
+        return [await _round(engine, asks) for asks in rounds], engine.stats()
+    finally:
+        await engine.close(drain=False)
+
+
+async def _round(engine: Engine, asks: Sequence[Ask]) -> Round:
+    round_ = Round([Answer() for _ in asks])
+    heard = _Heard(engine, round_)
+    for ask, answer in zip(asks, round_.answers, strict=True):
+        engine.submit(list(ask.prompt), ask.output_tokens, 1, (), 0, ask.sampling, partial(heard, answer))
+    try:
+        await asyncio.wait_for(heard.ended.wait(), LONGEST_S)
+    except TimeoutError:
+        why = engine.health()[1] or "no fault is known"
+        raise BenchError(f"{heard.left} of {len(asks)} requests were not answered within {LONGEST_S:g} s: {why}") from None
+    if heard.faults:
+        raise BenchError(f"{len(heard.faults)} of {len(asks)} requests ended before their last token, the first so: {heard.faults[0]}")
+    return round_
+
+
+class _Heard:
+    """Takes the outputs of one round's requests."""
+
+    def __init__(self, engine: Engine, round_: Round) -> None:
+        self._engine, self._round = engine, round_
+        self._began_s = time.monotonic()
+        self._waiting = self.left = len(round_.answers)  # for their first tokens, and for their last ones
+        self._before: dict[str, float] = {}
+        self.ended = asyncio.Event()
+        self.faults: list[str] = []
+
+    def __call__(self, answer: Answer, output: Output) -> None:
+        self._waiting -= not answer.tokens and bool(output.tokens)
+        answer.tokens += output.tokens
+        answer.at_s += [time.monotonic() - self._began_s] * len(output.tokens)
+        if not self._waiting and not self._before:
+            self._before = self._engine.stats()
+        if output.finish is not None:
+            self._finish(output)
+
+    def _finish(self, output: Output) -> None:
+        after = self._engine.stats()
+        if self._before and not self._round.decoding and after["steps_total"] > self._before["steps_total"]:
+            steps = after["steps_total"] - self._before["steps_total"]
+            self._round.decoding = {part: (after.get(part, 0.0) - self._before.get(part, 0.0)) / steps for part in PARTS}
+        if output.finish != "length":
+            self.faults.append(f"{output.finish} {output.why}")
+        self.left -= 1
+        if not self.left:
+            self.ended.set()
+
+
+def step_s(answers: Sequence[Answer]) -> float:
+    """Seconds a step while all were decoding: the median time from one token of the first request to its next.
+
+    Raises:
+        BenchError: they never all were.
+    """
+    begin_s, end_s = max(answer.at_s[0] for answer in answers), min(answer.at_s[-1] for answer in answers)
+    inside = [at_s for at_s in answers[0].at_s if begin_s < at_s <= end_s]
+    if len(inside) < 3:
+        raise BenchError("the first requests had ended before the last one had its first token: ask for more tokens")
+    return statistics.median(after_s - before_s for before_s, after_s in itertools.pairwise(inside))
+
+
+@contextlib.contextmanager
+def eager(wanted: bool) -> Iterator[None]:
+    """Inside, where it is wanted, GPUs launch every kernel from Python instead of from captured graphs."""
+
+    def launch(gpu: CudaGpu, run: Run) -> Run:
+        return run
+
+    with patch.object(CudaGpu, "capture", launch) if wanted else contextlib.nullcontext():
+        yield

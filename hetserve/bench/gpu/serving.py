@@ -1,0 +1,136 @@
+"""python -m hetserve.bench.gpu.serving FILE: a 1-billion-parameter model with drawn weights, azure-conv's lengths, beside transformers' `generate`.
+
+Both get the same prompts and give each request exactly its number of tokens, on one GPU. One request at a time, and many at once: transformers has
+them as one padded batch, and goes on until the longest answer is done; a request's tokens count only up to its own length.
+"""
+
+from __future__ import annotations
+
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from hetserve.bench.gpu.engines import LLAMA_1B, Answer, Ask, device, make_plan, serve
+from hetserve.bench.gpu.report import report
+from hetserve.engine.model.drawn import write_drawn
+from hetserve.errors import HetserveError
+from hetserve.spec.cluster import CUDA
+from hetserve.spec.load import load_model
+from hetserve.spec.plan import Limits
+from hetserve.trace import vocab
+from hetserve.trace.arrivals import Arrivals
+from hetserve.trace.datasets import DatasetSpec, build
+
+TABLES = Path(__file__).resolve().parents[3] / "workloads" / "lengths"
+ALONE, TOGETHER, MANY = 4, 48, 256  # requests
+LONGEST = 2048  # prompt and answer together, tokens
+STEP_TOKENS = 4096
+
+
+def rows(
+    kind: str = CUDA,
+    config: Mapping[str, Any] = LLAMA_1B,
+    alone: int = ALONE,
+    together: int = TOGETHER,
+    many: int = MANY,
+    longest: int = LONGEST,
+) -> Iterator[dict[str, Any]]:
+    """One row a system and way of asking."""
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = write_drawn(Path(scratch, "drawn"), config)
+        asks = requests(folder, many, longest)
+        yield from ours(folder, kind, asks, alone, together, longest)
+        yield from theirs(folder, "cuda" if kind == CUDA else "cpu", asks, alone, together)
+
+
+def requests(folder: Path, count: int, longest: int) -> list[Ask]:
+    """The first so many requests: lengths of the committed table, prompts of drawn tokens."""
+    dataset = DatasetSpec("azure-conv", count, tables_dir=TABLES, most_tokens=longest)
+    workload = build(dataset, Arrivals(), vocab.load(folder), longest)
+    return [Ask(one.prompt, one.output_tokens) for one in workload.requests()]
+
+
+def ours(folder: Path, kind: str, asks: Sequence[Ask], alone: int, together: int, longest: int) -> Iterator[dict[str, Any]]:
+    spec = load_model(folder)
+    held = sum(-(-(len(ask.prompt) + ask.output_tokens) // 16) * 16 for ask in asks) + 16 * len(asks)
+    limits = Limits(longest, len(asks), max(STEP_TOKENS, len(asks)), 2, len(asks))
+    plan = make_plan(spec, [device("gpu", kind)], [(spec.layers, "gpu")], max(held, 2 * longest), limits)
+    rounds = [asks, *([ask] for ask in asks[:alone]), asks[:together], asks]  # the first, unmeasured, captures graphs
+    try:
+        (_, *served), _ = serve(plan, folder, rounds)
+    except HetserveError as error:
+        yield {"system": "hetserve", "right": False, "fault": error.message}
+        return
+    ones = [one.answers[0] for one in served[:alone]]
+    yield {"system": "hetserve", "asked": "one at a time"} | told(asks[:alone], ones, sum(one.at_s[-1] for one in ones))
+    for found in served[alone:]:
+        yield {"system": "hetserve", "asked": "all at once"} | told(asks[: len(found.answers)], found.answers, found.took_s)
+
+
+def theirs(folder: Path, where: str, asks: Sequence[Ask], alone: int, together: int) -> Iterator[dict[str, Any]]:
+    from transformers import AutoConfig, AutoModelForCausalLM  # late: seconds of imports
+
+    with torch.device(where), torch.inference_mode():
+        model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder), dtype=torch.bfloat16).eval()
+        generate(model, [Ask(ask.prompt, 4) for ask in asks[:together]])  # unmeasured
+        ones = [generate(model, [ask])[0] for ask in asks[:alone]]
+        yield {"system": "transformers", "asked": "one at a time"} | told(asks[:alone], ones, sum(one.at_s[-1] for one in ones))
+        began_s = time.monotonic()
+        found = generate(model, asks[:together])
+        yield {"system": "transformers", "asked": "one padded batch"} | told(asks[:together], found, time.monotonic() - began_s)
+
+
+def generate(model: Any, asks: Sequence[Ask]) -> list[Answer]:
+    """One batch, padded on the left, until its longest answer is done."""
+    width, most = max(len(ask.prompt) for ask in asks), max(ask.output_tokens for ask in asks)
+    ids = torch.tensor([[0] * (width - len(ask.prompt)) + list(ask.prompt) for ask in asks])
+    mask = torch.tensor([[0] * (width - len(ask.prompt)) + [1] * len(ask.prompt) for ask in asks])
+    watch = Watch()
+    lengths = {"max_new_tokens": most, "min_new_tokens": 0}
+    model.generate(ids, attention_mask=mask, **lengths, do_sample=False, eos_token_id=None, pad_token_id=0, streamer=watch)
+    tokens = [list(column) for column in zip(*watch.tokens, strict=True)]
+    return [Answer(mine[: ask.output_tokens], watch.at_s[: ask.output_tokens]) for ask, mine in zip(asks, tokens, strict=True)]
+
+
+class Watch:
+    """What transformers calls a streamer: gets the prompts, then every step's tokens on the CPU."""
+
+    def __init__(self) -> None:
+        self.tokens: list[list[int]] = []
+        self.at_s: list[float] = []
+        self._began_s = time.monotonic()
+        self._prompts = True
+
+    def put(self, value: torch.Tensor) -> None:
+        if not self._prompts:
+            self.tokens.append(value.flatten().tolist())
+            self.at_s.append(time.monotonic() - self._began_s)
+        self._prompts = False
+
+    def end(self) -> None:
+        return
+
+
+def told(asks: Sequence[Ask], answers: Sequence[Answer], seconds: float) -> dict[str, Any]:
+    """The metrics, as `vllm bench serve` names them; times to the first token include waiting for others."""
+    output = sum(ask.output_tokens for ask in asks)
+    return {
+        "requests": len(asks),
+        "total_input_tokens": sum(len(ask.prompt) for ask in asks),
+        "total_output_tokens": output,
+        "duration": seconds,
+        "output_throughput": output / seconds,
+        "mean_ttft_ms": statistics.mean(one.ttft_s for one in answers) * 1e3,
+        "mean_tpot_ms": statistics.mean(one.tpot_s for one in answers) * 1e3,
+        "right": all(len(one.tokens) == ask.output_tokens for ask, one in zip(asks, answers, strict=True)),
+    }
+
+
+if __name__ == "__main__":
+    sys.exit(report("serving", rows(), Path(sys.argv[1])))
