@@ -19,7 +19,6 @@ if TYPE_CHECKING:
 
 GIB = 2**30
 ROUNDS = 3
-ON_CPUS = "not used: this version computes on CPUs"
 
 
 @click.command()
@@ -76,13 +75,16 @@ def examine(screen: Screen, cluster: str, quick: bool) -> dict[str, Any]:
 
 
 def missing(facts: dict[str, Any]) -> list[dict[str, Any]]:
-    """What is not here, what to type to get it, and whether nothing works without it; what is needed comes first."""
+    """What is not here, what to type to get it, and whether nothing works without it; what is needed comes first. CUDA is missed where the machine
+    has a GPU, and needed where the cluster has one."""
     wanted = [
         (facts["torch"], "torch", "make install", True),
         (facts["kernels"], f"the compiled kernels ({facts['kernels_fault']})", "make install", True),
+        *((False, what, command, bool(_gpus_of(facts["cluster"]))) for what, command in _gpu_faults(facts)),
         (facts["baselines"]["vllm"], "a real vLLM to compare with", "hetserve baseline install vllm", False),
     ]
-    return [{"what": what, "type": command, "needed": needed} for there, what, command, needed in wanted if not there]
+    faults = [{"what": what, "type": command, "needed": needed} for there, what, command, needed in wanted if not there]
+    return sorted(faults, key=lambda fault: not fault["needed"])
 
 
 def rows(facts: dict[str, Any]) -> list[tuple[str, str, str]]:
@@ -97,8 +99,8 @@ def rows(facts: dict[str, Any]) -> list[tuple[str, str, str]]:
         ("memory", f"{_gib(here['memory_bytes'])}, {_gib(here['memory_free_bytes'])} free", _memory_use(facts["cluster"])),
         ("caches", caches or "unknown", ""),
         ("read bandwidth", _bandwidth(facts["read_bytes_per_s"]), "what bounds decode attention"),
-        ("GPUs", _gpu_names(here["gpus"]) or "none", ON_CPUS if here["gpus"] else ""),
-        ("nvcc", _nvcc(facts["nvcc"]), ON_CPUS if facts["nvcc"] else ""),
+        ("GPUs", _gpu_names(here["gpus"]) or "none", _gpu_use(facts) if here["gpus"] else ""),
+        ("nvcc", _nvcc(facts["nvcc"]), "CUDA kernels are built" if kernels and kernels["cuda"] else "CUDA kernels are not built"),
         ("Python, torch", f"{here['python']}, {torch['version'] if torch else 'no torch'}", _torch_use(facts["net_fault"]) if torch else "needed"),
         ("vLLM", _baseline(vllm), "bench --baseline vllm" if vllm else "nothing to compare with"),
     ]
@@ -108,7 +110,7 @@ def device_rows(cluster: dict[str, Any]) -> list[tuple[str, ...]]:
     """The cluster's devices, for people."""
     return [
         (
-            *(one["name"], one["kind"], _listed(one["cores"]), one["isa"] or "native", _gib(one["memory_bytes"])),
+            *(one["name"], _kind(one), _listed(one["cores"]), one["isa"] or ("native" if one["kind"] == "cpu" else ""), _gib(one["memory_bytes"])),
             "" if one["stretch"] is None else f"dense {one['stretch']['dense']:g}, attention {one['stretch']['attention']:g}: emulated",
         )
         for one in cluster["devices"]
@@ -179,6 +181,37 @@ def _gpu_names(gpus: list[dict[str, Any]]) -> str:
     return ", ".join(f"{gpu['name']} ({_gib(gpu['memory_bytes'])})" for gpu in gpus)
 
 
+def _gpu_faults(facts: dict[str, Any]) -> list[tuple[str, str]]:
+    """Why GPUs that are here cannot be used, and what to type."""
+    torch, kernels, found = facts["torch"], facts["kernels"], []
+    if not facts["machine"]["gpus"]:
+        return []
+    if torch and not torch["cuda"]:
+        plain = torch["version"].partition("+")[0]
+        found.append((f"a torch that can use GPUs (this {torch['version']} was built without CUDA)", f"pip install --force-reinstall torch=={plain}"))
+    elif torch and not torch["gpus"]:
+        found.append((f"GPUs for torch (built for CUDA {torch['cuda']}, it finds none: an older driver, or CUDA_VISIBLE_DEVICES?)", "nvidia-smi"))
+    if kernels and not kernels["cuda"]:
+        why = "hetserve was built without them" if facts["nvcc"] else "nvcc 12 or newer, which builds them, is not here"
+        found.append((f"the CUDA kernels ({why})", "rm .venv/.installed; make install"))
+    return found
+
+
+def _gpus_of(cluster: dict[str, Any]) -> list[dict[str, Any]]:
+    return [device for device in cluster["devices"] if device["kind"] == "cuda"]
+
+
+def _gpu_use(facts: dict[str, Any]) -> str:
+    if _gpu_faults(facts) or not (facts["torch"] and facts["kernels"]):
+        return "not used: see what is missing"
+    used = "; ".join(f"{device['name']} on GPU {device['index']}" for device in _gpus_of(facts["cluster"]))
+    return f"cluster {facts['cluster']['name']}: {used}" if used else "not used by this cluster; --cluster gpu and gpu-plus-cpu do"
+
+
+def _kind(device: dict[str, Any]) -> str:
+    return f"{device['kind']} {device['index']}" if device["kind"] == "cuda" else str(device["kind"])
+
+
 def _nvcc(found: dict[str, str] | None) -> str:
     return f"{found['release']}, {found['path']}" if found else "none"
 
@@ -212,7 +245,8 @@ def _torch() -> dict[str, Any] | None:
     except ImportError:
         return None
     capability = torch.backends.cpu.get_cpu_capability()
-    return {"version": torch.__version__, "threads": torch.get_num_threads(), "cpu": capability, "cuda": torch.version.cuda}
+    gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    return {"version": torch.__version__, "threads": torch.get_num_threads(), "cpu": capability, "cuda": torch.version.cuda, "gpus": gpus}
 
 
 def _kernels() -> tuple[dict[str, Any] | None, str]:

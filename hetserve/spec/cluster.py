@@ -100,8 +100,8 @@ class Cluster:
 
     @property
     def emulated(self) -> bool:
-        """Whether any of it is made slower than it is; such results never share a table with measured ones."""
-        return any(device.stretch for device in self.devices) or any(link.emulate for link in self.links)
+        """Whether any of it is made slower than it is, or is no GPU; such results never share a table with measured ones."""
+        return any(device.stretch or device.kind == EMULATED for device in self.devices) or any(link.emulate for link in self.links)
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ import os
 
 import pytest
 
+from hetserve import machine
 from hetserve.cli import doctor
 from hetserve.errors import SpecError
 
@@ -14,15 +15,18 @@ FACTS = {
     "machine": {
         **{"cpu": "Some CPU", "cores": 4, "cores_total": 8, "cpu_quota": 2.0, "isa": ["avx2", "avx512"], "python": "3.12.1"},
         **{"memory_bytes": 16 * 2**30, "memory_free_bytes": 8 * 2**30, "caches": {"l1d": 32768, "l3": 2**25}},
-        "gpus": [{"name": "NVIDIA P100", "memory_bytes": 16 * 2**30}],
+        "gpus": [],
     },
     "cluster": {
         "name": "mine",
         "control_cores": (7,),
-        "devices": ({"name": "fast", "cores": (0, 1, 2, 5), "memory_bytes": 2**33}, {"name": "slow", "cores": (6,), "memory_bytes": 2**30}),
+        "devices": (
+            {"name": "fast", "kind": "cpu", "cores": (0, 1, 2, 5), "memory_bytes": 2**33},
+            {"name": "slow", "kind": "cpu", "cores": (6,), "memory_bytes": 2**30},
+        ),
     },
-    "torch": {"version": "2.11.0"},
-    "kernels": {"isa": "avx512", "isas": ["ref", "avx2", "avx512"]},
+    "torch": {"version": "2.11.0", "cuda": None, "gpus": 0},
+    "kernels": {"isa": "avx512", "isas": ["ref", "avx2", "avx512"], "cuda": False},
     "kernels_fault": "",
     "net_fault": "HETSERVE_NET is off",
     "nvcc": None,
@@ -66,7 +70,7 @@ def test_the_table_says_what_is_used() -> None:
     assert table["memory"] == ("16.0 GiB, 8.0 GiB free", "weights and KV cache: fast 8.0 GiB; slow 1.0 GiB")
     assert table["instruction sets"][1] == "kernels run avx512; HETSERVE_ISA can force ref, avx2"
     assert table["read bandwidth"][0] == "10.0 GB/s one core, 35.3 GB/s all"
-    assert table["GPUs"] == ("NVIDIA P100 (16.0 GiB)", "not used: this version computes on CPUs")
+    assert table["GPUs"] == ("none", "") and table["nvcc"] == ("none", "CUDA kernels are not built")
     assert table["Python, torch"][1] == "matrix multiplications; messages posted from Python (hetserve._net: HETSERVE_NET is off)"
     assert table["vLLM"][0] == "not installed"
 
@@ -75,6 +79,49 @@ def test_what_is_missing_comes_with_what_to_type() -> None:
     assert doctor.missing(FACTS) == [{"what": "a real vLLM to compare with", "type": "hetserve baseline install vllm", "needed": False}]
     broken = {**FACTS, "torch": None, "kernels": None, "kernels_fault": "no such file"}
     assert [(fault["type"], fault["needed"]) for fault in doctor.missing(broken)][:2] == [("make install", True)] * 2
+
+
+GPU = {**FACTS["machine"], "gpus": [{"name": "NVIDIA A40", "memory_bytes": 45 * 2**30}]}
+ON_CUDA = {**FACTS, "machine": GPU, "torch": {"version": "2.13.0", "cuda": "13.0", "gpus": 1}, "kernels": {**FACTS["kernels"], "cuda": True}}
+ON_GPU = {"name": "gpu-plus-cpu", "control_cores": (0,), "devices": ({**FACTS["cluster"]["devices"][0], "name": "gpu", "kind": "cuda", "index": 0},)}
+
+
+def gpu_row(facts) -> tuple[str, str]:
+    return {name: (has, use) for name, has, use in doctor.rows(facts)}["GPUs"]
+
+
+def test_a_gpu_is_used_by_clusters_that_have_one() -> None:
+    assert gpu_row(ON_CUDA) == ("NVIDIA A40 (45.0 GiB)", "not used by this cluster; --cluster gpu and gpu-plus-cpu do")
+    assert gpu_row({**ON_CUDA, "cluster": ON_GPU})[1] == "cluster gpu-plus-cpu: gpu on GPU 0"
+    assert all(fault["what"] == "a real vLLM to compare with" for fault in doctor.missing(ON_CUDA))
+
+
+@pytest.mark.parametrize(
+    ("changes", "said", "typed"),
+    [
+        ({"torch": {"version": "2.13.0+cpu", "cuda": None, "gpus": 0}}, "2.13.0+cpu was built without CUDA", "torch==2.13.0"),
+        ({"torch": {"version": "2.13.0", "cuda": "13.0", "gpus": 0}}, "finds none", "nvidia-smi"),
+        ({"kernels": FACTS["kernels"]}, "nvcc 12 or newer", "make install"),
+        ({"kernels": FACTS["kernels"], "nvcc": {"release": "13.0", "path": "/nvcc"}}, "built without them", "make install"),
+    ],
+)
+def test_why_a_gpu_is_not_used(changes, said, typed) -> None:
+    """In one sentence each; it keeps nothing from running but what has a GPU."""
+    for cluster in (FACTS["cluster"], ON_GPU):
+        facts = {**ON_CUDA, **changes, "cluster": cluster}
+        fault = next(fault for fault in doctor.missing(facts) if "vLLM" not in fault["what"])
+        assert said in fault["what"] and typed in fault["type"] and fault["needed"] is (cluster is ON_GPU)
+        assert gpu_row(facts)[1] == "not used: see what is missing"
+        assert not [fault for fault in doctor.missing({**facts, "machine": FACTS["machine"]}) if fault["needed"]]
+
+
+def test_a_gpu_that_is_not_here_is_said(run) -> None:
+    if machine.gpus():
+        pytest.skip("there is a GPU")
+    for command in (("doctor", "--quick"), ("profile", "tiny")):
+        done = run(*command, "--cluster", "gpu-plus-cpu")
+        assert done.returncode == 5 and not done.stdout and "Traceback" not in done.stderr
+        assert "device 'gpu' is GPU 0, but this machine has 0 NVIDIA GPUs" in done.stderr
 
 
 @pytest.mark.parametrize("absent", [None, {}])
@@ -111,9 +158,11 @@ def test_declared_links_stand_beside_what_was_measured() -> None:
 def test_the_devices_of_a_cluster() -> None:
     device = {"name": "slow", "kind": "cpu", "cores": (6, 7), "isa": "", "memory_bytes": 2**30, "stretch": None}
     emulated = {**device, "isa": "avx2", "stretch": {"dense": 4.0, "attention": 1.5}}
-    assert doctor.device_rows({"devices": (device, emulated)}) == [
+    gpu = {**device, "kind": "cuda", "index": 1}
+    assert doctor.device_rows({"devices": (device, emulated, gpu)}) == [
         ("slow", "cpu", "6-7", "native", "1.0 GiB", ""),
         ("slow", "cpu", "6-7", "avx2", "1.0 GiB", "dense 4, attention 1.5: emulated"),
+        ("slow", "cuda 1", "6-7", "", "1.0 GiB", ""),
     ]
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from hetserve.errors import HetserveError, ResourceError, SpecError, UnsupportedError
@@ -44,14 +46,67 @@ def test_a_declaration_is_resolved_against_the_host(tmp_path) -> None:
 
 
 def test_the_packaged_clusters() -> None:
-    host = this_host()
-    assert {"cpu", "cpu-1", "cpu-hetero", "cpu-hetero-wide"} <= set(cluster_names())
+    host = replace(this_host(), gpus=(2**34,))
+    assert {"cpu", "cpu-1", "cpu-hetero", "cpu-hetero-wide", "gpu", "gpu-plus-cpu", "gpu-emulated-plus-cpu"} <= set(cluster_names())
     assert load_cluster("cpu").devices[0].cores == host.cores
     one = load_cluster("cpu-1")
     assert one.devices[0].cores == one.control_cores == host.cores[:1]
     if len(host.cores) > 1:
         for name in cluster_names():
-            require_cores(load_cluster(name), host)
+            require_cores(load_cluster(name, host), host)
+
+
+def test_a_gpu_and_the_cpu_beside_it() -> None:
+    host = Host((2, 3, 5, 7, 8), 2**36, "amx", (2**35, 2**34))
+    gpu, cpu = load_cluster("gpu-plus-cpu", host).devices
+    assert (gpu.kind, gpu.index, gpu.cores, gpu.memory_bytes) == ("cuda", 0, (2, 3, 5), int(0.8 * 2**35))
+    assert (cpu.kind, cpu.cores, cpu.memory_bytes) == ("cpu", (7, 8), 2**35)
+    (alone,) = load_cluster("gpu", host).devices
+    assert alone == gpu
+    twin = load_cluster("gpu-emulated-plus-cpu", replace(host, gpus=()))
+    assert [(one.name, one.cores) for one in twin.devices] == [(one.name, one.cores) for one in (gpu, cpu)]
+    assert twin.devices[0].is_gpu and twin.emulated and not load_cluster("gpu-plus-cpu", host).emulated
+
+
+@pytest.mark.parametrize("name", ["gpu", "gpu-plus-cpu"])
+def test_a_gpu_that_is_not_there(name) -> None:
+    with pytest.raises(ResourceError, match="'gpu' is GPU 0, but this machine has 0 NVIDIA GPUs"):
+        load_cluster(name, Host((0, 1), 2**36, "amx"))
+
+
+GPU = """
+[cluster]
+name = "one"
+control_cores = [0]
+[[device]]
+name = "gpu"
+kind = "cuda"
+memory = "50%"
+index = 1
+"""
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "kind", "said"),
+    [
+        ("index = 1", "index = 2", ResourceError, "GPU 2, but this machine has 2"),
+        ("index = 1", "index = -1", ResourceError, "GPU -1"),
+        ("index = 1", 'isa = "avx2"', SpecError, "is a GPU and has isa"),
+        ("index = 1", "stretch = {dense = 2}", SpecError, "is a GPU and has stretch"),
+        ('"50%"', '"9 GiB"', ResourceError, "9.0 GiB of a GPU with 8.0"),
+        ('kind = "cuda"', 'kind = "cuda-emulated"', SpecError, "expected a size"),
+        ('kind = "cuda"', 'kind = "rocm"', UnsupportedError, "supported kinds: cpu, cuda"),
+    ],
+)
+def test_gpus_as_declared(tmp_path, old, new, kind, said) -> None:
+    path, host = tmp_path / "mine.toml", Host((3, 4), 2**30, "avx2", (2**34, 2**33))
+    path.write_text(GPU)
+    (gpu,) = load_cluster(path, host).devices
+    assert (gpu.kind, gpu.index, gpu.cores, gpu.memory_bytes) == ("cuda", 1, (3,), 2**32)
+    path.write_text(GPU.replace(old, new))
+    with pytest.raises(kind) as caught:
+        load_cluster(path, host)
+    assert said in caught.value.message + caught.value.hint
 
 
 @pytest.mark.parametrize(("best", "slow_isa"), [("amx", "avx512bf16"), ("avx512bf16", "avx2"), ("avx512", "avx2")])
@@ -135,7 +190,7 @@ def test_budgets_are_scaled_together(tmp_path) -> None:
         ('cores = "first"', "cores = 1.5", SpecError, "cores"),
         ('name = "slow"', 'name = "fast"', SpecError, "two devices are called 'fast'"),
         ('isa = "avx2"', 'isa = "avx1024"', SpecError, "avx512bf16"),
-        ('kind = "cpu"', 'kind = "cuda"', UnsupportedError, "supported kinds: cpu"),
+        ('kind = "cpu"', 'kind = "tpu"', UnsupportedError, "supported kinds: cpu"),
         ("control_cores = [0]", "", SpecError, "control_cores"),
         ("[cluster]", "[cluster", SpecError, "not TOML"),
         ('isa = "avx2"', "index = 0", SpecError, "index is a GPU's"),
