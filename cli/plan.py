@@ -69,7 +69,7 @@ def _predict(made: Plan, screen: Screen) -> None:
     costs = Costs(made.model.shape, made.model.dtype, made.cluster, made.profile)
     for stage in (stage for group in made.groups for stage in group.stages):
         (device,) = stage.primary
-        step, weights = costs.stage_cost(device, stage.layers, stage.weights), costs.weight_bytes(stage.layers, stage.weights)
+        step, weights = costs.stage_cost(device, stage.layers, stage.weights), costs.weight_bytes(device, stage.layers, stage.weights)
         decode_s, prefill_s = step.step_s(32, 32, 32 * 1024, 0.0), step.step_s(1024, 1, 0, 1024 * 512.0)
         screen.say(
             f"{device}: weights {weights / MIB:,.0f} MiB; predicted: decode of 32 x 1,024 tokens {decode_s * 1e3:,.0f} ms a step, "

@@ -176,7 +176,8 @@ def on_device(setup: Setup, device: Device, spec: ModelSpec) -> Setup:
     """
     options = Options()
     costs, layers = Costs(spec, setup.dtype, setup.cluster), (0, spec.layers)
-    used_bytes = costs.weight_bytes(layers, setup.dtype) + costs.workspace_bytes(layers, setup.dtype, options.max_step_tokens, options.max_seqs)
+    used_bytes = costs.weight_bytes(device.name, layers, setup.dtype)
+    used_bytes += costs.workspace_bytes(device.name, layers, setup.dtype, options.max_step_tokens, options.max_seqs)
     kv_bytes = device.memory_bytes - used_bytes
     if kv_bytes <= 0:
         raise ResourceError(f"device {device.name!r} has no room for {spec.name}: its budget is {device.memory_bytes:,} bytes.")

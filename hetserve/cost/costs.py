@@ -11,11 +11,12 @@ from dataclasses import dataclass, replace
 from math import prod
 
 from hetserve.cost.curve import NOTHING
+from hetserve.cost.device_memory import attention_worker_bytes, primary_bytes
 from hetserve.cost.measured import measured_step
 from hetserve.cost.rates import device_rates
-from hetserve.cost.roofline import Roofline, StepCost, workspace_bytes
+from hetserve.cost.roofline import Roofline, StepCost, token_pages, workspace_bytes
 from hetserve.errors import SpecError
-from hetserve.spec.cluster import Cluster
+from hetserve.spec.cluster import CPU, Cluster
 from hetserve.spec.model import DTYPE_BYTES, ModelSpec
 from hetserve.spec.profile import WORKS, Contention, DeviceProfile, Profile
 from hetserve.spec.tensors import tensor_shapes
@@ -138,22 +139,36 @@ class Costs:
         link = self.link_cost(source, target)
         return link.beta_s + size_bytes / link.bytes_per_s
 
-    def weight_bytes(self, layers: tuple[int, int], weights: str) -> int:
-        """Bytes of a stage's weights as its worker stores them: a tied output matrix is packed a second time beside the embedding."""
+    def weight_bytes(self, device: str, layers: tuple[int, int], weights: str) -> int:
+        """Bytes of a stage's weights as its worker stores them: on a CPU a tied output matrix is packed a second time beside the embedding."""
         model = self.model
         numbers = sum(prod(shape) for shape in tensor_shapes(model, *layers).values())
-        if model.tie_embeddings and layers == (0, model.layers):
+        if model.tie_embeddings and layers == (0, model.layers) and not self.cluster.device(device).is_gpu:
             numbers += model.vocab * model.embed_dim
         rope = model.max_positions * model.head_dim * 4 if model.rope else 0
         return numbers * DTYPE_BYTES[weights] + rope
 
-    def workspace_bytes(self, layers: tuple[int, int], weights: str, step_tokens: int, samples: int) -> int:
-        """Bytes a primary needs beside weights and KV; a pass has the weights' dtype throughout. Logits only with the last layer."""
-        return workspace_bytes(self.model, weights, step_tokens, samples if layers[1] == self.model.layers else 0)
+    def workspace_bytes(self, device: str, layers: tuple[int, int], weights: str, step_tokens: int, seqs: int, longest: int = 0) -> int:
+        """Bytes a primary needs beside weights and KV; a pass has the weights' dtype throughout. Logits only with the last layer.
 
-    def attention_bytes(self, samples: int) -> int:
+        Args:
+            step_tokens, seqs: rows of the largest step, and sequences in it.
+            longest: tokens of the longest sequence; 0: the most the model takes.
+        """
+        kind, last = self.cluster.device(device).kind, layers[1] == self.model.layers
+        everywhere = workspace_bytes(self.model, weights, step_tokens, seqs if last else 0)
+        if kind == CPU:
+            return everywhere
+        return everywhere + primary_bytes(kind, self.model, weights, step_tokens, seqs, self._pages(longest), last)
+
+    def attention_bytes(self, device: str, seqs: int, longest: int = 0) -> int:
         """Bytes an attention worker needs beside KV: q, k, v and outputs of a step, twice."""
-        return 4 * samples * (self.model.q_dim + self.model.kv_dim) * 4
+        kind, messages = self.cluster.device(device).kind, 4 * seqs * (self.model.q_dim + self.model.kv_dim) * 4
+        return messages if kind == CPU else messages + attention_worker_bytes(kind, self.model, seqs, self._pages(longest))
+
+    def _pages(self, longest: int) -> int:
+        """Of one head group of the longest sequence."""
+        return token_pages(longest or self.model.max_positions)
 
     @property
     def _vector_bytes(self) -> int:

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from hetserve.cost.curve import NOTHING, Curve, measured
+from hetserve.cost.rates import STEP_S
 from hetserve.cost.roofline import StepCost
 from hetserve.errors import SpecError
 from hetserve.spec.model import ModelSpec
 from hetserve.spec.profile import DensePoint, DenseTimes, DeviceProfile, Profile
-
-STEP_S = 2e-3  # launching, sampling, small operations of a whole step: no profile measures them
 
 
 def dense_times(device: DeviceProfile, weights: str) -> DenseTimes:
@@ -29,7 +28,7 @@ def measured_step(model: ModelSpec, profile: Profile, device: DeviceProfile, lay
     dense, count, last = dense_times(device, weights), layers[1] - layers[0], layers[1] == model.layers
     line = device.attention
     return StepCost(
-        fixed_s=STEP_S * count / model.layers,
+        fixed_s=STEP_S * count / model.layers,  # launching, sampling, small operations of a whole step: no profile measures them
         layers=_curve(dense.layer) * count,
         head=_curve(dense.lm_head) if last else NOTHING,
         attend_s=count * line.c_s,

@@ -96,5 +96,9 @@ def workspace_bytes(model: ModelSpec, dtype: str, step_tokens: int, samples: int
     A device's budget holds weights as they are stored, this workspace and KV. What every worker process takes by itself (Python, torch, the
     kernels' code) is in no system's budget.
     """
-    row = 6 * model.hidden + 2 * (model.q_dim + 2 * model.kv_dim) + 3 * model.intermediate
-    return 2 * step_tokens * row * DTYPE_BYTES[dtype] + 3 * samples * model.vocab * 4
+    return 2 * step_tokens * row_numbers(model) * DTYPE_BYTES[dtype] + 3 * samples * model.vocab * 4
+
+
+def row_numbers(model: ModelSpec) -> int:
+    """Numbers of a row's activations in a layer."""
+    return 6 * model.hidden + 2 * (model.q_dim + 2 * model.kv_dim) + 3 * model.intermediate

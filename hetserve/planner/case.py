@@ -14,7 +14,7 @@ from hetserve.spec.plan import HEADS
 from hetserve.spec.profile import require
 from hetserve.spec.workload import Workload
 
-KV_BYTES = 4 * 2**30  # a CPU device's memory is the machine's: unless told otherwise, KV takes no more of it than this
+KV_BYTES = 4 * 2**30  # a CPU device's memory is the machine's: unless told otherwise, KV takes no more of it than this; of a GPU's, all that is left
 MIB = 2**20
 
 
@@ -27,16 +27,15 @@ class Case:
     options: Options
     costs: Costs
     _steps: dict[tuple[str, int, bool, str], StepCost] = field(default_factory=dict, repr=False, compare=False)
-    _bytes: dict[tuple[int, bool, bool, str], int] = field(default_factory=dict, repr=False, compare=False)
+    _bytes: dict[tuple[str, int, bool, bool, str], int] = field(default_factory=dict, repr=False, compare=False)
 
     @property
     def whole(self) -> tuple[int, int]:
         return (0, self.model.layers)
 
-    @property
-    def weights(self) -> tuple[str, ...]:
-        """What weights may be stored in: float32 is slower to read and, on devices without bfloat16 products, faster to multiply."""
-        return ("float32",) if self.dtype == "float32" else (self.dtype, "float32")
+    def weights(self, device: str) -> tuple[str, ...]:
+        """What weights may be stored in: float32 is slower to read and, on CPUs without bfloat16 products, faster to multiply."""
+        return (self.dtype,) if self.dtype == "float32" or self.device(device).is_gpu else (self.dtype, "float32")
 
     def device(self, name: str) -> Device:
         return self.cluster.device(name)
@@ -50,19 +49,24 @@ class Case:
 
     def primary_room(self, device: str, layers: tuple[int, int], weights: str) -> int:
         """Bytes that weights and workspace of a stage leave for KV; may be negative."""
-        key = (layers[1] - layers[0], layers[0] == 0, layers[1] == self.model.layers, weights)
+        key = (self.device(device).kind, layers[1] - layers[0], layers[0] == 0, layers[1] == self.model.layers, weights)
         if key not in self._bytes:
-            workspace = self.costs.workspace_bytes(layers, weights, self.options.max_step_tokens, self.options.max_seqs)
-            self._bytes[key] = self.costs.weight_bytes(layers, weights) + workspace
+            self._bytes[key] = self.costs.weight_bytes(device, layers, weights) + self.workspace_bytes(device, layers, weights)
         return self.device(device).memory_bytes - self._bytes[key]
+
+    def workspace_bytes(self, device: str, layers: tuple[int, int], weights: str) -> int:
+        """Of a stage's primary, for the largest step that the options allow."""
+        options = self.options
+        return self.costs.workspace_bytes(device, layers, weights, options.max_step_tokens, options.max_seqs, options.max_model_len)
 
     def attention_room(self, device: str) -> int:
         """Bytes an attention worker has for KV."""
-        return self.device(device).memory_bytes - self.costs.attention_bytes(self.options.max_seqs)
+        return self.device(device).memory_bytes - self.costs.attention_bytes(device, self.options.max_seqs, self.options.max_model_len)
 
-    def kv_bytes(self, room: int) -> int:
+    def kv_bytes(self, device: str, room: int) -> int:
         """How much of the room KV pages take."""
-        return min(room, self.options.kv_memory_bytes or KV_BYTES)
+        usual = room if self.device(device).is_gpu else KV_BYTES
+        return min(room, self.options.kv_memory_bytes or usual)
 
 
 def open_case(cluster: Cluster, model: ModelSpec, workload: Workload | None, options: Options) -> Case:

@@ -26,8 +26,8 @@ def stage(case: Case, part: Part) -> Stage | None:
     size_bytes = page_bytes(case.model, part.layers, case.dtype)
     share = (part.layers[1] - part.layers[0]) / case.model.layers  # of an attention worker's budget: it serves all stages of its group
     room = case.primary_room(part.primary, part.layers, part.weights)
-    rooms = [case.kv_bytes(room)]
-    rooms += [int(case.kv_bytes(case.attention_room(one)) * share) for one in part.attention]
+    rooms = [case.kv_bytes(part.primary, room)]
+    rooms += [int(case.kv_bytes(one, case.attention_room(one)) * share) for one in part.attention]
     most = MOST_PAGES if case.options.kv_memory_bytes else min(_usable(case), MOST_PAGES)
     pages = [min(room // size_bytes, most) for room in rooms]
     longest = pages[0] // case.model.kv_heads * PAGE_TOKENS  # prompts are computed with all their KV on the primary
@@ -74,9 +74,9 @@ def finish(case: Case, system: str, groups: Sequence[Group], notes: Sequence[str
 
 def no_room(case: Case, device: str, part: Part) -> ResourceError:
     """Why a part does not fit on its primary."""
-    costs, options, wanted = case.costs, case.options, case.options.kv_memory_bytes
-    weights = costs.weight_bytes(part.layers, part.weights)
-    workspace = costs.workspace_bytes(part.layers, part.weights, options.max_step_tokens, options.max_seqs)
+    options, wanted = case.options, case.options.kv_memory_bytes
+    weights = case.costs.weight_bytes(device, part.layers, part.weights)
+    workspace = case.workspace_bytes(device, part.layers, part.weights)
     first, last = part.layers
     return ResourceError(
         f"device {device!r} has a budget of {case.device(device).memory_bytes / MIB:,.0f} MiB, but layers {first} to {last - 1} of {case.model.name} "
@@ -89,9 +89,10 @@ def no_room(case: Case, device: str, part: Part) -> ResourceError:
 def no_layout(case: Case) -> ResourceError:
     """Why nothing fits anywhere."""
     budgets = ", ".join(f"{device.name} {device.memory_bytes / MIB:,.0f} MiB" for device in case.cluster.devices)
+    weights = min(case.costs.weight_bytes(device.name, case.whole, case.dtype) for device in case.cluster.devices)
     return ResourceError(
         f"{case.model.name} does not fit over the devices of cluster {case.cluster.name!r} ({budgets}): its weights alone are "
-        f"{case.costs.weight_bytes(case.whole, case.dtype) / MIB:,.0f} MiB, and every stage needs workspace and room for some sequence",
+        f"{weights / MIB:,.0f} MiB, and every stage needs workspace and room for some sequence",
         "give devices more memory in the cluster file, smaller steps, or take a smaller model",
     )
 

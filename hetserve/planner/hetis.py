@@ -70,8 +70,8 @@ def plan_hetis(cluster: Cluster, model: ModelSpec, workload: Workload | None, op
 
 
 def kind_of(device: Device) -> tuple[str, str, int, str]:
-    """What makes two devices of one type."""
-    return (device.kind, device.isa, len(device.cores), str(device.stretch))
+    """What makes two devices of one type. A GPU's cores are its worker's process's, which waits on them."""
+    return (device.kind, device.isa, 0 if device.is_gpu else len(device.cores), str(device.stretch))
 
 
 def layer_times(case: Case, devices: list[str], work: Load) -> tuple[list[float], list[float]]:
@@ -79,11 +79,11 @@ def layer_times(case: Case, devices: list[str], work: Load) -> tuple[list[float]
     count = case.model.layers
     times_s, most = [], []
     for name in devices:
-        per_layer = {kind: dense_s(case, name, (0, count - 1), kind, work) / (count - 1) for kind in case.weights} if count > 1 else {}
-        per_layer = per_layer or {kind: dense_s(case, name, (0, count), kind, work) for kind in case.weights}
+        some = max(1, count - 1)
+        per_layer = {kind: dense_s(case, name, (0, some), kind, work) / some for kind in case.weights(name)}
         kind = min(per_layer, key=lambda one: per_layer[one])
-        each = case.costs.weight_bytes((0, count), kind) / count
-        empty = case.device(name).memory_bytes - case.costs.workspace_bytes((0, 1), kind, case.options.max_step_tokens, case.options.max_seqs)
+        each = case.costs.weight_bytes(name, (0, count), kind) / count
+        empty = case.device(name).memory_bytes - case.workspace_bytes(name, (0, 1), kind)
         times_s.append(per_layer[kind])
         most.append(max(0.0, empty / each))
     return times_s, most

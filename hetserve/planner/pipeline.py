@@ -25,8 +25,8 @@ def pipeline(case: Case, devices: Sequence[str], attention: tuple[str, ...] = ()
     found: dict[tuple[Part, ...], Group] = {}
     for order in _orders(case, devices):
         for running in (case.options.max_seqs, 8):  # a slow stage counts differently in large and in small batches
-            for weights in (case.weights, (case.dtype,)):
-                parts = _cut(case, order, attention, load(case, running / len(order)), weights)
+            for as_fastest in (True, False):
+                parts = _cut(case, order, attention, load(case, running / len(order)), as_fastest)
                 if parts is not None and parts not in found and (made := group(case, parts)) is not None:
                     found[parts] = rated(case, made)
     return max(found.values(), key=lambda one: one.requests_per_s, default=None)
@@ -37,7 +37,8 @@ def _orders(case: Case, devices: Sequence[str]) -> list[tuple[str, ...]]:
     return list(permutations(fastest_first)) if len(devices) <= ORDERED else [fastest_first]
 
 
-def _cut(case: Case, order: Sequence[str], attention: tuple[str, ...], work: Load, weights: Sequence[str]) -> tuple[Part, ...] | None:
+def _cut(case: Case, order: Sequence[str], attention: tuple[str, ...], work: Load, as_fastest: bool) -> tuple[Part, ...] | None:
+    """The stages; weights stored as each device multiplies them fastest, or in the plan's own dtype, which takes less room."""
     needed = case.costs.model.kv_bytes_per_token(case.dtype) / case.model.layers  # of a layer and token
     length = case.workload.input_tokens + case.workload.output_tokens
     if case.options.max_model_len:
@@ -45,8 +46,8 @@ def _cut(case: Case, order: Sequence[str], attention: tuple[str, ...], work: Loa
     best: dict[tuple[int, int, int], tuple[float, str]] = {}
 
     def seconds(stage: int, first: int, last: int) -> float:
-        layers, time_s, kind = (first, last), inf, weights[0]
-        for one in weights:
+        layers, time_s, kind = (first, last), inf, case.dtype
+        for one in case.weights(order[stage]) if as_fastest else (case.dtype,):
             if case.primary_room(order[stage], layers, one) >= needed * length * (last - first):
                 one_s = dense_s(case, order[stage], layers, one, work)
                 if one_s < time_s:

@@ -10,14 +10,14 @@ from hetserve.spec.plan import Group
 
 def whole_group(case: Case, device: str, role: str = "mixed", attention: tuple[str, ...] = ()) -> Group | None:
     """One stage on `device`, None where it does not fit."""
-    options = [group(case, [Part(case.whole, device, weights, attention)], role) for weights in case.weights]
+    options = [group(case, [Part(case.whole, device, weights, attention)], role) for weights in case.weights(device)]
     fitting = [rated(case, one) for one in options if one is not None]
     return max(fitting, key=lambda one: one.requests_per_s, default=None)
 
 
 def product_s(case: Case, device: str) -> float:
     """Seconds of products per token of a large step, weights stored as they are multiplied fastest."""
-    return min(case.step(device, case.whole, kind).token_s for kind in case.weights)
+    return min(case.step(device, case.whole, kind).token_s for kind in case.weights(device))
 
 
 def fastest_device(case: Case) -> str:

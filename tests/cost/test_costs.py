@@ -111,13 +111,20 @@ def test_stages_add_up_to_the_whole() -> None:
 
 
 def test_memory_is_weights_as_stored_and_workspace() -> None:
-    whole = COSTS.weight_bytes((0, 4), "bfloat16")
+    whole = COSTS.weight_bytes("fast", (0, 4), "bfloat16")
     rope = MODEL.max_positions * 8 * 4
-    assert whole == MODEL.parameters * 2 + rope and COSTS.weight_bytes((0, 4), "float32") == MODEL.parameters * 4 + rope
-    assert COSTS.weight_bytes((0, 1), "bfloat16") + COSTS.weight_bytes((1, 4), "bfloat16") == whole + rope
-    tied = Costs(replace(MODEL, tie_embeddings=True), "bfloat16", CLUSTER)
-    assert tied.weight_bytes((0, 4), "bfloat16") == whole
-    assert COSTS.workspace_bytes((0, 4), "bfloat16", 64, 8) - COSTS.workspace_bytes((0, 2), "bfloat16", 64, 8) == 3 * 8 * 320 * 4
+    assert whole == MODEL.parameters * 2 + rope and COSTS.weight_bytes("fast", (0, 4), "float32") == MODEL.parameters * 4 + rope
+    assert COSTS.weight_bytes("fast", (0, 1), "bfloat16") + COSTS.weight_bytes("fast", (1, 4), "bfloat16") == whole + rope
+    logits = COSTS.workspace_bytes("fast", (0, 4), "bfloat16", 64, 8) - COSTS.workspace_bytes("fast", (0, 2), "bfloat16", 64, 8)
+    assert logits == 3 * 8 * 320 * 4
+
+
+def test_a_tied_output_matrix_is_stored_a_second_time_on_a_cpu_alone() -> None:
+    both = replace(CLUSTER, devices=(*CLUSTER.devices, Device("gpu", "cuda", (0,), "", 2**34)))
+    tied, apart = (Costs(replace(MODEL, tie_embeddings=tie), "bfloat16", both) for tie in (True, False))
+    matrix = 2 * MODEL.vocab * MODEL.embed_dim
+    assert tied.weight_bytes("fast", (0, 4), "bfloat16") == apart.weight_bytes("fast", (0, 4), "bfloat16")
+    assert tied.weight_bytes("gpu", (0, 4), "bfloat16") == apart.weight_bytes("gpu", (0, 4), "bfloat16") - matrix
 
 
 def test_what_a_profile_does_not_know_is_said() -> None:

@@ -40,8 +40,8 @@ def used_bytes(made: Plan) -> dict[str, int]:
     used = {device.name: 0 for device in made.cluster.devices}
     for group in made.groups:
         for stage in group.stages:
-            used[stage.primary[0]] += costs.weight_bytes(stage.layers, stage.weights)
-            used[stage.primary[0]] += costs.workspace_bytes(stage.layers, stage.weights, limits.max_step_tokens, limits.max_seqs)
+            what = (stage.primary[0], stage.layers, stage.weights)
+            used[stage.primary[0]] += costs.weight_bytes(*what) + costs.workspace_bytes(*what, limits.max_step_tokens, limits.max_seqs)
             for pool in stage.pools:
                 used[pool.device] += pool.pages * pool.page_bytes
     return used
