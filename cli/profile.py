@@ -81,8 +81,8 @@ def _render(measured: Profile, shape: ModelSpec, screen: Screen) -> None:
         ["device", "cores", "isa", "read GB/s", "a ns", "b ns", "c us", "held-out error", "prefill ns a pair"],
         [
             (
-                *(one.name, one.cores, one.isa, f"{one.read_bytes / 1e9:.1f}", f"{one.attention.a_s * 1e9:.0f}", f"{one.attention.b_s * 1e9:.2f}"),
-                *(f"{one.attention.c_s * 1e6:.0f}", f"{one.attention.held_out_error:.1%}", f"{one.prefill_pair_s * 1e9:.1f}"),
+                *(one.name, one.cores, one.isa, f"{one.read_bytes / 1e9:,.1f}", _digits(one.attention.a_s * 1e9), _digits(one.attention.b_s * 1e9)),
+                *(_digits(one.attention.c_s * 1e6), f"{one.attention.held_out_error:.1%}", _digits(one.prefill_pair_s * 1e9)),
             )
             for one in measured.devices
         ],
@@ -115,6 +115,11 @@ def _render(measured: Profile, shape: ModelSpec, screen: Screen) -> None:
             ],
             right=(2, 3, 4, 5),
         )
+
+
+def _digits(value: float) -> str:
+    """Three of them: a GPU's times are thousands of times shorter than a CPU's."""
+    return f"{value:.3g}" if value < 1000 else f"{value:,.0f}"
 
 
 def _quality(held_out_error: float, bytes_per_s: float) -> tuple[str, str]:

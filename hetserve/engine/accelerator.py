@@ -6,6 +6,7 @@ On a CPU an op is done when its call returns. On a GPU it is put on the current 
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Protocol
@@ -58,6 +59,9 @@ class Accelerator(Protocol):
         capture.
         """
 
+    def elapsed_s(self, run: Run) -> float:
+        """Seconds that the device takes for what `run` puts on the current stream, waiting for the host between them counted. Waits for the end."""
+
     def free_bytes(self) -> int | None:
         """Memory that can be had on the device; None: it is the host's."""
 
@@ -93,6 +97,11 @@ class CpuAccelerator:
 
     def capture(self, run: Run) -> Run:
         return run
+
+    def elapsed_s(self, run: Run) -> float:
+        began_s = time.perf_counter()
+        run()
+        return time.perf_counter() - began_s
 
     def free_bytes(self) -> int | None:
         return None
@@ -149,6 +158,14 @@ class CudaGpu:
         finally:
             graph.capture_end()
         return graph.replay
+
+    def elapsed_s(self, run: Run) -> float:
+        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        begin.record()
+        run()
+        end.record()
+        end.synchronize()
+        return float(begin.elapsed_time(end)) * 1e-3  # of milliseconds
 
     def free_bytes(self) -> int | None:
         return int(torch.cuda.mem_get_info(self.device)[0])

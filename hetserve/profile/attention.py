@@ -5,15 +5,18 @@ In a running engine the same happens by itself: between two uses of a layer's KV
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from hetserve import _C
-from hetserve.engine.attention import ITEM_FIELDS
-from hetserve.profile.rounds import Measure, interleaved, own_clock
+from hetserve.engine.accelerator import Run
+from hetserve.engine.attention import ITEM_FIELDS, Attending, KvMemory, LocalAttention
+from hetserve.engine.device_attention import DeviceAttention
+from hetserve.profile.rounds import Measure, interleaved
+from hetserve.profile.site import Site
 from hetserve.profile.tasks import AttentionPoint, ChunkPoint, DeviceTask
 from hetserve.spec.model import DTYPE_BYTES, ModelSpec
 from hetserve.spec.plan import PAGE_TOKENS
@@ -25,31 +28,27 @@ SHORTEST_TOKENS = 16  # mean length of a request where the batch is largest and 
 
 
 class AttentionBench:
-    """Points of one device. Holds one layer's KV, as large as the device's budget would let it become.
+    """Points of one device. Holds one layer's KV, as large as the device's budget would let it become."""
 
-    Args:
-        flush_bytes: how much is read between runs to empty the caches.
-    """
-
-    def __init__(self, task: DeviceTask, flush_bytes: int) -> None:
-        self.task, self.model = task, task.model
+    def __init__(self, task: DeviceTask, site: Site) -> None:
+        self.task, self.model, self._site = task, task.model, site
         token_bytes = 2 * self.model.kv_dim * DTYPE_BYTES[task.dtype]
-        layer_bytes = min(task.memory_bytes // self.model.layers, task.effort.most_bytes)
+        layer_bytes = min(task.device.memory_bytes // self.model.layers, task.effort.most_bytes)
         self.least_tokens = SHORTEST_TOKENS * task.effort.most_requests
         self.most_tokens = max(layer_bytes // token_bytes, 4 * self.least_tokens)
         held = max(self.most_tokens, max(length for _, length in task.effort.chunks))
         pages = self.model.kv_heads * (held // PAGE_TOKENS + task.effort.most_requests + 1)  # every request's last page may be half empty
-        self._pool = layer_pool(pages, self.model.head_dim, task.dtype)
-        self._other = torch.ones(flush_bytes // 4)
+        self._memory = KvMemory((0, 1), pages, PAGE_TOKENS, self.model.head_dim, task.dtype, site.at)
+        self._other = torch.ones(site.flush_bytes // 4, device=site.device)
 
     def decode(self, tick: Callable[[], None]) -> tuple[AttentionPoint, ...]:
-        """The grid, batch by batch: requests of unlike lengths, each with all its heads."""
-        grid = self.task.effort.grid
+        """The grid, batch by batch: requests of unlike lengths, each with all its heads. On a GPU captured, as a worker's decode steps are."""
+        grid, model = self.task.effort.grid, self.model
         batches = [round(value) for value in np.geomspace(1, self.task.effort.most_requests, grid)]
         amounts = [round(value) for value in np.geomspace(self.least_tokens, self.most_tokens, grid)]
         lengths = [_lengths(requests, tokens) for requests in batches for tokens in amounts]
-        seconds = interleaved([self._measure(one, np.ones(len(one), np.int32)) for one in lengths], self.task.effort.rounds, tick)
-        model = self.model
+        ready = passes(self._site, self._memory, model, [Step(model, one, np.ones(len(one), np.int32)) for one in lengths], True)
+        seconds = interleaved([self._measure(one, one.captured(0)) for one in ready], self.task.effort.rounds, tick)
         return tuple(
             AttentionPoint(len(one) * model.q_heads, 2 * model.kv_heads * int(one.sum()), took_s)
             for one, took_s in zip(lengths, seconds, strict=True)
@@ -58,55 +57,75 @@ class AttentionBench:
     def prefill(self, tick: Callable[[], None]) -> tuple[ChunkPoint, ...]:
         """One request's chunk of so many rows, the last of which sees so many tokens."""
         chunks = self.task.effort.chunks
-        points = [self._measure(np.array([length], np.int32), np.array([rows], np.int32)) for rows, length in chunks]
-        seconds = interleaved(points, self.task.effort.rounds, tick)
+        steps = [Step(self.model, np.array([length], np.int32), np.array([rows], np.int32)) for rows, length in chunks]
+        ready = passes(self._site, self._memory, self.model, steps, False)
+        seconds = interleaved([self._measure(one, partial(one.attend, 0)) for one in ready], self.task.effort.rounds, tick)
         return tuple(ChunkPoint(chunk_pairs(rows, length), took_s) for (rows, length), took_s in zip(chunks, seconds, strict=True))
 
-    def _measure(self, lengths: Ints, counts: Ints) -> Measure:
-        """Stores and attends counts[i] new tokens of requests that then have lengths[i] tokens."""
-        attend, qkv = attention_pass(self._pool, self.model, self.task.dtype, lengths, counts)
-        clock = own_clock(self.task.cores)
-
+    def _measure(self, step: Pass, attend: Run) -> Measure:
         def run() -> float:
+            step.begin()
             self._other.sum()
-            for fresh in qkv:  # in a step they have just been computed
+            for fresh in step.fresh:  # in a step they have just been computed
                 fresh.sum()
-            began_s = clock()
-            attend(0)
-            return clock() - began_s
+            return self._site.timed(attend)
 
         return run
 
 
-def attention_pass(
-    pool: _C.KvPool, model: ModelSpec, dtype: str, lengths: Ints, counts: Ints
-) -> tuple[Callable[[int], None], tuple[torch.Tensor, ...]]:
-    """What stores and attends, in a layer, counts[i] new tokens of requests that then have lengths[i] tokens; and their q, k and v."""
-    rows = int(counts.sum())
-    table, pages_each = page_table(lengths, model.kv_heads)
-    items = np.zeros((len(lengths), model.kv_heads, ITEM_FIELDS), np.int32)
-    items[:, :, 0] = (np.cumsum(counts) - counts)[:, None]
-    items[:, :, 1] = counts[:, None]
-    items[:, :, 2] = np.arange(model.kv_heads)
-    items[:, :, 3] = np.arange(len(lengths) * model.kv_heads).reshape(len(lengths), -1) * pages_each
-    items[:, :, 4] = lengths[:, None]
-    plan = _C.AttentionPlan(pool, torch.from_numpy(items.reshape(-1, ITEM_FIELDS)), table.reshape(-1), rows, model.q_heads, model.group)
-    slots = torch.from_numpy(_store_slots(table, lengths, counts, model.kv_heads))
-    q, out = (torch.randn(rows, model.q_dim).to(getattr(torch, dtype)) for _ in range(2))
-    k, v = (torch.randn(rows, model.kv_dim).to(getattr(torch, dtype)) for _ in range(2))
+class Step:
+    """counts[i] new tokens of requests that then have lengths[i] tokens: items and page ids as `_C.AttentionPlan` wants them, store slots."""
 
-    def attend(layer: int) -> None:
-        _C.kv_store(pool, layer, k, v, slots)
-        _C.attention(plan, layer, q, out, model.attention_scale, model.window(layer))
-
-    return attend, (q, k, v)
+    def __init__(self, model: ModelSpec, lengths: Ints, counts: Ints) -> None:
+        table, pages_each = page_table(lengths, model.kv_heads)
+        items = np.zeros((len(lengths), model.kv_heads, ITEM_FIELDS), np.int32)
+        items[:, :, 0] = (np.cumsum(counts) - counts)[:, None]
+        items[:, :, 1] = counts[:, None]
+        items[:, :, 2] = np.arange(model.kv_heads)
+        items[:, :, 3] = np.arange(len(lengths) * model.kv_heads).reshape(len(lengths), -1) * pages_each
+        items[:, :, 4] = lengths[:, None]
+        self.items = items.reshape(-1, ITEM_FIELDS)
+        self.page_ids = table.reshape(-1)
+        self.slots = _store_slots(table, lengths, counts, model.kv_heads)
+        self.rows = int(counts.sum())
 
 
-def layer_pool(pages: int, head_dim: int, dtype: str, layers: int = 1) -> _C.KvPool:
-    """Pages of so many layers, every one touched, in huge pages where the system gives them: as a worker has them."""
-    storage = torch.empty(_C.KvPool.bytes(layers, pages, PAGE_TOKENS, head_dim, dtype), dtype=torch.uint8)
-    _C.advise_huge(storage)
-    return _C.KvPool(storage.zero_(), layers, pages, PAGE_TOKENS, head_dim, dtype, "packed")
+class Pass:
+    """One step on a pool, with its q, k and v.
+
+    Args:
+        shared: what attends on a GPU, to one step at a time; None: this is a CPU.
+    """
+
+    def __init__(self, site: Site, memory: KvMemory, model: ModelSpec, step: Step, shared: DeviceAttention | None) -> None:
+        self._site, self._step, self._shared = site, step, shared
+        self._attending: Attending = shared or LocalAttention(memory, model, step.items, torch.from_numpy(step.page_ids), step.slots)
+        self._q, self.out = (site.random(step.rows, model.q_dim, dtype=memory.dtype) for _ in range(2))
+        self._k, self._v = (site.random(step.rows, model.kv_dim, dtype=memory.dtype) for _ in range(2))
+        self.fresh = (self._q, self._k, self._v)
+
+    def begin(self) -> None:
+        """What a worker on a GPU does once a step."""
+        if self._shared is not None:
+            self._shared.begin(self._step.items, self._step.page_ids, self._step.slots)
+
+    def attend(self, layer: int) -> None:
+        """Stores and attends in a layer, after `begin`."""
+        self._attending(layer, self._q, self._k, self._v, self.out)
+
+    def captured(self, layer: int) -> Run:
+        """`attend` as in a decode step; also after `begin`."""
+        self.begin()
+        return self._site.launched(partial(self.attend, layer), self._step.rows)
+
+
+def passes(site: Site, memory: KvMemory, model: ModelSpec, steps: Sequence[Step], decode: bool) -> list[Pass]:
+    """The steps on a pool. On a GPU they share a plan, as a worker's do: decode steps one of fixed size, others one that grows."""
+    shared = None
+    if site.at.is_gpu:
+        most = (max(step.rows for step in steps), max(len(step.page_ids) for step in steps))
+        shared = DeviceAttention(memory, model, model.kv_heads, most if decode else None)
+    return [Pass(site, memory, model, step, shared) for step in steps]
 
 
 def chunk_pairs(rows: int, length: int) -> int:
@@ -118,14 +137,11 @@ def page_table(lengths: Ints, kv_heads: int) -> tuple[Ints, int]:
     """Pages of every request and head: int32 [requests * kv_heads, most pages], and how many the longest has. The fill of short rows is page 0."""
     counts = np.repeat(-(-lengths // PAGE_TOKENS), kv_heads)
     runs = (counts * PROMPT_SHARE).astype(np.int64)
-    table = np.zeros((len(counts), int(counts.max())), np.int32)
-    first = np.cumsum(runs) - runs
-    following = int(runs.sum())
-    for index in range(table.shape[1]):
-        prompt, late = index < runs, (index >= runs) & (index < counts)
-        table[prompt, index] = first[prompt] + index
-        table[late, index] = following + np.arange(int(late.sum()))
-        following += int(late.sum())
+    first, page = np.cumsum(runs) - runs, np.arange(int(counts.max()))
+    prompt = page < runs[:, None]
+    late = ~prompt & (page < counts[:, None])
+    table = np.where(prompt, first[:, None] + page, 0).astype(np.int32)
+    table.T[late.T] = int(runs.sum()) + np.arange(int(late.sum()))  # a page of each in turn
     return table, table.shape[1]
 
 

@@ -6,19 +6,17 @@ for contention is told what to do line by line, and answers each with a line of 
 
 from __future__ import annotations
 
+import json
 import sys
 import time
 from collections.abc import Sequence
 from typing import TypeVar
 
-import msgspec
-
 from hetserve.engine.process import confine
-from hetserve.profile.tasks import ContentionTask, DeviceSamples, DeviceTask, LinkSamples, LinkTask
+from hetserve.profile.tasks import ContentionTask, DeviceSamples, DeviceTask, LinkSamples, LinkTask, decode, encode
 
 TICK = "tick"
 WEIGHTS = ("bfloat16", "float32")
-UNKNOWN_CACHE_BYTES = 2**26
 T = TypeVar("T", DeviceTask, LinkTask, ContentionTask)
 
 
@@ -29,66 +27,60 @@ def tick() -> None:
 def measure_device(task: DeviceTask) -> DeviceSamples:
     import torch
 
-    from hetserve import _C, machine
     from hetserve.profile.attention import AttentionBench
     from hetserve.profile.dense import measure_dense
+    from hetserve.profile.site import open_site, read_bytes
 
-    torch.set_num_threads(len(task.cores))
-    _C.set_threads(len(task.cores))
-    torch.manual_seed(0)
-    flush_bytes = 2 * machine.caches().get("l3", UNKNOWN_CACHE_BYTES)
-    read_bytes = machine.read_bandwidth(task.cores, 2 * flush_bytes, task.effort.rounds)
-    tick()
-    began_s, cpu_s = time.perf_counter(), time.thread_time()
     with torch.inference_mode():
-        bench = AttentionBench(task, flush_bytes)
+        site = open_site(task.device, task.effort.most_requests)
+        from_memory = read_bytes(task.device, site, task.effort.rounds, tick)
+        began_s, cpu_s = time.perf_counter(), time.thread_time()
+        bench = AttentionBench(task, site)
         attention, chunks = bench.decode(tick), bench.prefill(tick)
-        dense = tuple(measure_dense(task, weights, flush_bytes, tick) for weights in WEIGHTS)
+        dense = tuple(measure_dense(task, weights, site, tick) for weights in WEIGHTS)
     cpu_share = (time.thread_time() - cpu_s) / (time.perf_counter() - began_s)
-    return DeviceSamples(_C.info()["isa"], read_bytes, attention, chunks, dense, cpu_share)
+    return DeviceSamples(site.isa, from_memory, attention, chunks, dense, 1.0 if task.device.is_gpu else cpu_share)
 
 
 def measure_link(task: LinkTask) -> LinkSamples:
     import torch
 
     from hetserve.profile import link
+    from hetserve.profile.site import open_site
 
-    torch.set_num_threads(len(task.cores))
-    return LinkSamples(link.measure_link(task, tick))
+    with torch.inference_mode():
+        return LinkSamples(link.measure_link(task, open_site(task.device, 0).at, tick))
 
 
 def measure_contention(task: ContentionTask) -> None:
     import torch
 
-    from hetserve import _C, machine
     from hetserve.engine.slack import without_slack
     from hetserve.profile import contention
+    from hetserve.profile.site import open_site
 
-    torch.set_num_threads(len(task.cores))
-    _C.set_threads(len(task.cores))
-    torch.manual_seed(0)
-    flush_bytes = 2 * machine.caches().get("l3", UNKNOWN_CACHE_BYTES)
     with torch.inference_mode(), without_slack():
-        contention.serve(task, flush_bytes, sys.stdin.buffer, say)
+        contention.serve(task, open_site(task.device, task.effort.most_requests), sys.stdin.buffer, answer)
 
 
-def say(answer: DeviceSamples | LinkSamples | Sequence[float]) -> None:
-    print(msgspec.json.encode(answer).decode(), flush=True)
+def answer(seconds: Sequence[float]) -> None:
+    """One order's, as a line."""
+    print(json.dumps(list(seconds)), flush=True)
 
 
 def read(kind: type[T]) -> T:
     """The task on standard input, this process confined to its device."""
-    task = msgspec.json.decode(sys.stdin.buffer.readline(), type=kind)
-    confine(task)  # type: ignore[arg-type]
+    task = decode(kind, sys.stdin.buffer.readline().decode())
+    confine(task.device)  # type: ignore[arg-type]
     return task
 
 
 def main(what: str) -> int:
     match what:
         case "device":
-            say(measure_device(read(DeviceTask)))
+            print(encode(measure_device(read(DeviceTask))), flush=True)
         case "link":
-            say(measure_link(read(LinkTask)))
+            print(encode(measure_link(read(LinkTask))), flush=True)
         case "contention":
             measure_contention(read(ContentionTask))
     return 0

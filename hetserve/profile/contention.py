@@ -1,8 +1,9 @@
 """How much slower a device's work becomes while another device works: one of two processes, which rests or works as it is told, line by line.
 
 Attention is decode attention of one layer after the other, decode and prompt a layer's products for a decoding batch and for a part of a prompt,
-each beyond what the caches hold: what a running engine does. Times are of the clock that all times of a device are taken with (`own_clock`): waiting
-for a memory path or for an execution unit that another core has counts as CPU time, other processes on the same core do not.
+each beyond what the caches hold: what a running engine does. Times are of the clock that all times of a device are taken with (`Site.timed`): on a
+CPU waiting for a memory path or for an execution unit that another core has counts as CPU time, other processes on the same core do not; of a GPU it
+is the time it takes, whatever it waits for.
 """
 
 from __future__ import annotations
@@ -17,10 +18,12 @@ from typing import BinaryIO
 
 import numpy as np
 
+from hetserve.engine.attention import KvMemory
 from hetserve.engine.stretch import stretched
-from hetserve.profile.attention import attention_pass, layer_pool
+from hetserve.profile.attention import Step, passes
 from hetserve.profile.dense import layer_points
-from hetserve.profile.rounds import LEAST_ROUNDS, Measure, own_clock
+from hetserve.profile.rounds import LEAST_ROUNDS, Measure
+from hetserve.profile.site import Site
 from hetserve.profile.tasks import ATTENTION, DECODE, PROMPT, REST, ContentionTask
 from hetserve.spec.cluster import Stretch
 from hetserve.spec.model import DTYPE_BYTES
@@ -29,13 +32,9 @@ from hetserve.spec.plan import PAGE_TOKENS
 Say = Callable[[Sequence[float]], None]
 
 
-def serve(task: ContentionTask, flush_bytes: int, orders: BinaryIO, say: Say) -> None:
-    """Says an empty answer when it is ready, then carries out orders until there are no more; what is said of each: `keep_at`.
-
-    Args:
-        flush_bytes: how much has to be read for the caches to forget a layer.
-    """
-    works = points(task, flush_bytes)
+def serve(task: ContentionTask, site: Site, orders: BinaryIO, say: Say) -> None:
+    """Says an empty answer when it is ready, then carries out orders until there are no more; what is said of each: `keep_at`."""
+    works = points(task, site)
     say(())
     for order in iter(lambda: orders.readline().decode().strip(), ""):
         keep_at(works[order], task.effort.window_s, lambda: bool(select.select([orders], [], [], 0)[0]), say)
@@ -54,36 +53,30 @@ def keep_at(work: Sequence[Measure], window_s: float, told: Callable[[], bool], 
             say([median(times_s) for times_s in taken])
 
 
-def points(task: ContentionTask, flush_bytes: int) -> Mapping[str, Sequence[Measure]]:
+def points(task: ContentionTask, site: Site) -> Mapping[str, Sequence[Measure]]:
     """What there is to do for each order. A stretched device sleeps after each point, as its worker does."""
-    stretch = task.stretch or Stretch()
+    stretch = task.device.stretch or Stretch()
     rows = (task.effort.mixed_decode, task.effort.mixed_prompt)
-    decode, prompt = layer_points(replace(task, effort=replace(task.effort, tokens=rows)), task.weights, flush_bytes)
+    decode, prompt = layer_points(replace(task, effort=replace(task.effort, tokens=rows)), task.weights, site)
     return {
         REST: (),
-        ATTENTION: [_slower(_attention(task, flush_bytes), stretch.attention)],
+        ATTENTION: [_slower(_attention(task, site), stretch.attention)],
         DECODE: [_slower(decode, stretch.dense)],
         PROMPT: [_slower(prompt, stretch.dense)],
     }
 
 
-def _attention(task: ContentionTask, flush_bytes: int) -> Measure:
+def _attention(task: ContentionTask, site: Site) -> Measure:
     model, effort = task.model, task.effort
     token_bytes = 2 * model.kv_dim * DTYPE_BYTES[task.dtype]
-    pages_each = max(1, min(effort.mixed_length, task.memory_bytes // model.layers // token_bytes // effort.mixed_requests) // PAGE_TOKENS)
+    most_tokens = task.device.memory_bytes // model.layers // token_bytes // effort.mixed_requests
+    pages_each = max(1, min(effort.mixed_length, most_tokens) // PAGE_TOKENS)
     lengths = np.full(effort.mixed_requests, pages_each * PAGE_TOKENS, np.int32)
-    layers = min(model.layers, 1 + flush_bytes // (int(lengths.sum()) * token_bytes))
-    pool = layer_pool(len(lengths) * model.kv_heads * pages_each, model.head_dim, task.dtype, layers)
-    attend, _ = attention_pass(pool, model, task.dtype, lengths, np.ones(len(lengths), np.int32))
-    turn, clock = itertools.cycle(range(layers)), own_clock(task.cores)
-
-    def run() -> float:
-        layer = next(turn)
-        began_s = clock()
-        attend(layer)
-        return clock() - began_s
-
-    return run
+    layers = min(model.layers, 1 + site.flush_bytes // (int(lengths.sum()) * token_bytes))
+    memory = KvMemory((0, layers), len(lengths) * model.kv_heads * pages_each, PAGE_TOKENS, model.head_dim, task.dtype, site.at)
+    (step,) = passes(site, memory, model, [Step(model, lengths, np.ones(len(lengths), np.int32))], True)
+    turn = itertools.cycle([step.captured(layer) for layer in range(layers)])
+    return lambda: site.timed(next(turn))
 
 
 def _slower(measure: Measure, factor: float) -> Measure:

@@ -1,20 +1,23 @@
 """The dense part of a layer and the output matrix, with the engine's own blocks and random weights, by rows and by the dtype of the weights.
 
-As in a model, a layer's weights come from memory each time: as many layers as the caches cannot hold take turns.
+As in a model, a layer's weights come from memory each time: as many layers as the caches cannot hold take turns. On a CPU a run is one of them, on a
+GPU all of them in a row, so that launching one hides behind another as it does in a step.
 """
 
 from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from typing import TypeVar
 
 import torch
 
 from hetserve.engine.model.blocks import Block, build_block
 from hetserve.engine.model.linear import Linear
 from hetserve.engine.model.rope import cos_sin_table
-from hetserve.profile.rounds import Clock, Measure, interleaved, own_clock
+from hetserve.profile.rounds import Measure, interleaved
+from hetserve.profile.site import Site
 from hetserve.profile.tasks import DeviceTask
 from hetserve.spec.model import DTYPE_BYTES, ModelSpec
 from hetserve.spec.profile import DensePoint, DenseTimes
@@ -22,17 +25,16 @@ from hetserve.spec.tensors import tensor_shapes
 
 FEW_TOKENS = 64  # fewer are timed after a layer that is not: in a step, too, code and activations come warm from the layer before
 SPREAD = 0.02  # of the random weights: small enough that nothing overflows however often a layer is run
+IN_A_ROW = 4  # layers of a run on a GPU, at least
+MOST_HEADS = 8  # output matrices that take turns
+Part = TypeVar("Part")
 
 
-def measure_dense(task: DeviceTask, weights: str, flush_bytes: int, tick: Callable[[], None]) -> DenseTimes:
-    """Times with weights (and activations) of dtype `weights`.
-
-    Args:
-        flush_bytes: how much has to be read for the caches to forget a layer.
-    """
+def measure_dense(task: DeviceTask, weights: str, site: Site, tick: Callable[[], None]) -> DenseTimes:
+    """Times with weights (and activations) of dtype `weights`."""
     effort = task.effort
-    layer = interleaved(layer_points(task, weights, flush_bytes), effort.rounds, tick)
-    head = interleaved(_head_points(task, weights, flush_bytes), effort.rounds, tick)
+    layer = interleaved(layer_points(task, weights, site), effort.rounds, tick)
+    head = interleaved(_head_points(task, weights, site), effort.rounds, tick)
     return DenseTimes(
         weights,
         tuple(DensePoint(tokens, took_s) for tokens, took_s in zip(effort.tokens, layer, strict=True)),
@@ -51,57 +53,76 @@ def head_flops(model: ModelSpec) -> int:
     return 2 * model.vocab * model.embed_dim
 
 
-def layer_points(task: DeviceTask, weights: str, flush_bytes: int) -> list[Measure]:
+def layer_points(task: DeviceTask, weights: str, site: Site) -> list[Measure]:
     """The dense part of a layer at each of the task's row counts."""
     model, dtype = task.model, getattr(torch, weights)
     size_bytes = layer_flops(model) // 2 * DTYPE_BYTES[weights]
-    copies = min(model.layers, 1 + flush_bytes // size_bytes)
-    cos_sin = cos_sin_table(model.rope, model.head_dim, max(task.effort.tokens)) if model.rope else None
-    blocks = itertools.cycle([_random_block(model, layer, dtype, cos_sin) for layer in range(copies)])
-    clock = own_clock(task.cores)
-    return [_layer_point(model, blocks, tokens, dtype, clock) for tokens in task.effort.tokens]
+    copies = min(model.layers, 1 + site.flush_bytes // size_bytes)
+    cos_sin = cos_sin_table(model.rope, model.head_dim, max(task.effort.tokens)).to(site.device) if model.rope else None
+    blocks = [_random_block(site, model, layer, dtype, cos_sin) for layer in range(copies)]
+    return in_turn(site, blocks, {tokens: _layer_work(site, model, tokens, dtype) for tokens in task.effort.tokens}, FEW_TOKENS)
 
 
-def _random_block(model: ModelSpec, layer: int, dtype: torch.dtype, cos_sin: torch.Tensor | None) -> Block:
+def in_turn(site: Site, parts: Sequence[Part], works: Mapping[int, Callable[[Part], object]], few: int = 0) -> list[Measure]:
+    """Seconds that each work takes on one of the parts.
+
+    Args:
+        works: by rows.
+        few: with fewer rows, a CPU does a part before it, not timed.
+    """
+    if site.at.is_gpu:
+        some = list(itertools.islice(itertools.cycle(parts), max(IN_A_ROW, len(parts))))
+        return [_in_a_row(site, some, work, rows) for rows, work in works.items()]
+    turn = itertools.cycle(parts)
+    return [_alone(site, turn, work, rows < few) for rows, work in works.items()]
+
+
+def _in_a_row(site: Site, parts: Sequence[Part], work: Callable[[Part], object], rows: int) -> Measure:
+    def every() -> None:
+        for part in parts:
+            work(part)
+
+    run = site.launched(every, rows)
+    return lambda: site.timed(run) / len(parts)
+
+
+def _alone(site: Site, turn: itertools.cycle[Part], work: Callable[[Part], object], warm: bool) -> Measure:
+    def one() -> None:
+        work(next(turn))
+
+    def run() -> float:
+        if warm:
+            one()
+        return site.timed(one)
+
+    return run
+
+
+def _random_block(site: Site, model: ModelSpec, layer: int, dtype: torch.dtype, cos_sin: torch.Tensor | None) -> Block:
     shapes = tensor_shapes(model, layer, layer + 1)
-    return build_block(model, layer, lambda name: torch.randn(shapes[name], dtype=torch.float32).mul_(SPREAD).to(dtype), cos_sin)
+    return build_block(model, layer, lambda name: site.random(*shapes[name], dtype=torch.float32).mul_(SPREAD).to(dtype), cos_sin)
 
 
-def _layer_point(model: ModelSpec, blocks: itertools.cycle[Block], tokens: int, dtype: torch.dtype, clock: Clock) -> Measure:
-    x, residual = (torch.randn(tokens, model.hidden).to(dtype) for _ in range(2))
-    attended = torch.randn(tokens, model.q_dim).to(dtype)
-    positions = torch.arange(tokens, dtype=torch.int32)
+def _layer_work(site: Site, model: ModelSpec, tokens: int, dtype: torch.dtype) -> Callable[[Block], None]:
+    x, residual = (site.random(tokens, model.hidden, dtype=dtype) for _ in range(2))
+    attended = site.random(tokens, model.q_dim, dtype=dtype)
+    positions = torch.arange(tokens, dtype=torch.int32, device=site.device)
 
-    def layer() -> None:
-        block = next(blocks)
+    def layer(block: Block) -> None:
         block.project(x, positions)
         inner = block.mlp_norm.add(block.output(attended), residual)
         block.attention_norm.add(block.mlp(inner), residual)
 
-    def run() -> float:
-        if tokens < FEW_TOKENS:
-            layer()
-        began_s = clock()
-        layer()
-        return clock() - began_s
-
-    return run
+    return layer
 
 
-def _head_points(task: DeviceTask, weights: str, flush_bytes: int) -> list[Measure]:
+def _head_points(task: DeviceTask, weights: str, site: Site) -> list[Measure]:
     model, dtype = task.model, getattr(torch, weights)
     size_bytes = head_flops(model) // 2 * DTYPE_BYTES[weights]
-    copies = min(8, 1 + flush_bytes // size_bytes)
-    heads = itertools.cycle([Linear(torch.randn(model.vocab, model.embed_dim).mul_(SPREAD).to(dtype)) for _ in range(copies)])
-    clock = own_clock(task.cores)
-    return [_head_point(heads, torch.randn(rows, model.embed_dim).to(dtype), clock) for rows in task.effort.head_rows]
+    copies = min(MOST_HEADS, 1 + site.flush_bytes // size_bytes)
+    heads = [Linear(site.random(model.vocab, model.embed_dim, dtype=torch.float32).mul_(SPREAD).to(dtype)) for _ in range(copies)]
+    return in_turn(site, heads, {rows: _head_work(site.random(rows, model.embed_dim, dtype=dtype)) for rows in task.effort.head_rows})
 
 
-def _head_point(heads: itertools.cycle[Linear], x: torch.Tensor, clock: Clock) -> Measure:
-    def run() -> float:
-        linear = next(heads)
-        began_s = clock()
-        linear(x)
-        return clock() - began_s
-
-    return run
+def _head_work(x: torch.Tensor) -> Callable[[Linear], torch.Tensor]:
+    return lambda linear: linear(x)

@@ -88,8 +88,8 @@ def bulk_rates(task: LinkTask, samples: LinkSamples) -> dict[tuple[str, str], fl
     """Bytes per second of large messages, by (source, target); the other way goes an acknowledgement."""
     trips, bulk = len(task.effort.link_bytes), len(task.effort.bulk_bytes)
     taken = {
-        (task.device, task.peer): samples.seconds[trips : trips + bulk],
-        (task.peer, task.device): samples.seconds[trips + bulk :],
+        (task.device.name, task.peer.name): samples.seconds[trips : trips + bulk],
+        (task.peer.name, task.device.name): samples.seconds[trips + bulk :],
     }
     ack_s = least_latency_s(samples)
     return {

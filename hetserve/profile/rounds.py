@@ -14,8 +14,8 @@ Clock = Callable[[], float]  # seconds since some moment
 
 
 def own_clock(cores: Sequence[int]) -> Clock:
-    """On one core the CPU time of this thread, which other processes on that core do not lengthen; on several, where threads wait for each other,
-    the time of day."""
+    """A CPU device's. On one core the CPU time of this thread, which other processes on that core do not lengthen; on several, where threads wait for
+    each other, the time of day."""
     return time.thread_time if len(cores) == 1 else time.perf_counter
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 import tempfile
@@ -12,8 +13,6 @@ from datetime import date
 from itertools import combinations
 from pathlib import Path
 from typing import Any, TypeVar
-
-import msgspec
 
 from hetserve import machine
 from hetserve.errors import UnsupportedError, WorkerError
@@ -29,9 +28,12 @@ from hetserve.profile.tasks import (
     Effort,
     LinkSamples,
     LinkTask,
+    decode,
     device_ticks,
+    effort_on,
+    encode,
 )
-from hetserve.spec.cluster import Cluster, Device
+from hetserve.spec.cluster import CUDA, Cluster, Device
 from hetserve.spec.fingerprint import model_fingerprint
 from hetserve.spec.model import ModelSpec
 from hetserve.spec.profile import Contention, DeviceProfile, LinkProfile, Profile
@@ -42,7 +44,7 @@ T = TypeVar("T", DeviceSamples, LinkSamples)
 def ticks(cluster: Cluster, effort: Effort) -> int:
     """How often `measure` calls its `tick`."""
     pairs = len(list(combinations(cluster.devices, 2)))
-    return len(cluster.devices) * device_ticks(effort) + pairs * (effort.mixed_rounds + effort.rounds)
+    return sum(device_ticks(effort_on(device.kind, effort)) for device in cluster.devices) + pairs * (effort.mixed_rounds + effort.rounds)
 
 
 def measure(cluster: Cluster, model: ModelSpec, dtype: str, effort: Effort, tick: Callable[[], None]) -> Profile:
@@ -60,12 +62,14 @@ def measure(cluster: Cluster, model: ModelSpec, dtype: str, effort: Effort, tick
         contention += contentions(pair, measure_contention(pair, known, model, dtype, effort, tick))
     links = measure_links(cluster, model, dtype, effort, tick)
     facts = machine.describe()
+    used = {device.index for device in cluster.devices if device.kind == CUDA}
+    gpus = [gpu["name"] for index, gpu in enumerate(facts["gpus"]) if index in used]
     packages = ", ".join(f"{name} {version}" for name, version in facts["packages"].items() if version)
     return Profile(
         model=model.name,
         model_fingerprint=model_fingerprint(model),
         dtype=dtype,
-        machine=f"{facts['cpu']}, {facts['cores']} cores",
+        machine=", ".join([facts["cpu"], f"{facts['cores']} cores", *gpus]),
         clocks_mhz=machine.clock_mhz(),
         versions=f"{packages}, Python {facts['python']}, Linux {facts['kernel']}",
         date=date.today().isoformat(),
@@ -84,7 +88,7 @@ def require_here(cluster: Cluster) -> None:
 
 
 def measure_device(device: Device, model: ModelSpec, dtype: str, effort: Effort, tick: Callable[[], None]) -> DeviceProfile:
-    task = DeviceTask(device.cores, device.isa, device.memory_bytes, model, dtype, effort)
+    task = DeviceTask(device, model, dtype, effort_on(device.kind, effort))
     with _child("device", task, device.name) as child:
         return device_profile(device, task, child.samples(DeviceSamples, tick))
 
@@ -101,7 +105,7 @@ def measure_contention(
         both = []
         for device in pair:
             weights = min(known[device.name].dense, key=lambda times: times.layer[-1].layer_s).weights
-            task = ContentionTask(device.cores, device.isa, device.memory_bytes, model, dtype, effort, weights, device.stretch)
+            task = ContentionTask(device, model, dtype, effort_on(device.kind, effort), weights)
             both.append(stack.enter_context(_child("contention", task, device.name)))
         for one in both:
             one.answer()
@@ -141,7 +145,7 @@ def measure_pair(pair: tuple[Device, Device], effort: Effort, tick: Callable[[],
     """
     with tempfile.TemporaryDirectory(prefix="hetserve-profile-") as meeting, ThreadPoolExecutor(1) as aside, ExitStack() as stack:
         tasks = [_link_task(pair, number, meeting, effort) for number in (0, 1)]
-        first, second = (stack.enter_context(_child("link", task, task.device)) for task in tasks)
+        first, second = (stack.enter_context(_child("link", task, task.device.name)) for task in tasks)
         answering = aside.submit(second.samples, LinkSamples, lambda: None)
         answering.add_done_callback(lambda done: first.end() if done.exception() else None)
         try:
@@ -155,8 +159,7 @@ def measure_pair(pair: tuple[Device, Device], effort: Effort, tick: Callable[[],
 
 
 def _link_task(pair: tuple[Device, Device], number: int, meeting: str, effort: Effort) -> LinkTask:
-    mine, other = pair[number], pair[1 - number]
-    return LinkTask(mine.cores, mine.isa, mine.name, other.name, number == 0, meeting, effort)
+    return LinkTask(pair[number], pair[1 - number], number == 0, meeting, effort)
 
 
 class _Child:
@@ -182,7 +185,7 @@ class _Child:
         if not line:
             self._process.wait()
             raise self._failed()
-        return msgspec.json.decode(line, type=tuple[float, ...])
+        return tuple(json.loads(line))
 
     def samples(self, kind: type[T], tick: Callable[[], None]) -> T:
         """What it measured, once it is done."""
@@ -194,7 +197,7 @@ class _Child:
                 tick()
         if self._process.wait() != 0:
             raise self._failed()
-        return msgspec.json.decode(last, type=kind)
+        return decode(kind, last)
 
     def _failed(self) -> WorkerError:
         lines = self._said.read_text().strip().splitlines() or ["it said nothing"]
@@ -209,7 +212,7 @@ def _child(what: str, task: DeviceTask | LinkTask | ContentionTask, device: str)
         process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=said, text=True)
         try:
             child = _Child(process, Path(said.name), device)
-            child.order(msgspec.json.encode(task).decode())
+            child.order(encode(task))
             yield child
         finally:
             process.kill()

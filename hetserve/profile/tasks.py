@@ -1,12 +1,17 @@
-"""What the measuring processes are told and what they answer: frozen data, sent as JSON."""
+"""What the measuring processes are told and what they answer: frozen data, a line of JSON each. A GPU's machine may lack msgspec: none here."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import json
+from dataclasses import asdict, dataclass, is_dataclass, replace
+from types import UnionType
+from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
-from hetserve.spec.cluster import Stretch
+from hetserve.spec.cluster import CUDA, EMULATED, Device
 from hetserve.spec.model import ModelSpec
 from hetserve.spec.profile import DenseTimes
+
+T = TypeVar("T")
 
 ACK_BYTES = 64
 
@@ -34,7 +39,28 @@ class Effort:
 
 
 FULL = Effort()
+# A GPU is filled later, and is given more at once. Meant for under a minute, of which starting processes and libraries takes a good part.
+FULL_GPU = replace(
+    FULL,
+    most_requests=256,
+    most_bytes=2**30,
+    tokens=(*FULL.tokens, 2048, 4096),
+    chunks=((256, 256), (512, 512), (1024, 1024), (512, 2048), (2048, 2048), (1024, 4096), (4096, 4096)),
+    mixed_requests=64,
+    mixed_decode=64,
+    mixed_prompt=1024,
+)
 QUICK = Effort(3, 4, 8, 2**22, (1, 4, 16), (1, 4), ((16, 16), (32, 64)), (2**10, 2**12, 2**14, 2**16), (2**20,), 5, 0.01, 2, 4, 64, 1, 16)
+# An emulated GPU is thousands of times slower than one: it is there to try the way, and its times say nothing of a GPU.
+TRIAL = replace(QUICK, most_requests=4, most_bytes=2**18, chunks=((16, 16), (16, 32)), mixed_requests=2, mixed_length=32)
+
+
+def effort_on(kind: str, effort: Effort) -> Effort:
+    """What is measured of a device of that kind itself; links and rounds of two devices together are `effort`'s."""
+    if kind == EMULATED:
+        return TRIAL
+    return FULL_GPU if kind == CUDA and effort == FULL else effort
+
 
 # What two devices do in one round, phase by phase: what is measured together stands between the same alone.
 REST, ATTENTION, DECODE, PROMPT = "rest", "attention", "decode", "prompt"
@@ -61,9 +87,7 @@ PHASES = (
 class DeviceTask:
     """Measure one device."""
 
-    cores: tuple[int, ...]
-    isa: str  # the cap, as a worker's
-    memory_bytes: int
+    device: Device
     model: ModelSpec
     dtype: str  # of the KV
     effort: Effort
@@ -74,7 +98,6 @@ class ContentionTask(DeviceTask):
     """Work or rest as told, while another device does too."""
 
     weights: str  # dtype that products have here
-    stretch: Stretch | None
 
 
 @dataclass(frozen=True)
@@ -96,12 +119,12 @@ class ChunkPoint:
 
 @dataclass(frozen=True)
 class DeviceSamples:
-    isa: str  # the kernels' instruction set
+    isa: str  # the kernels' instruction set, or a GPU's architecture
     read_bytes: float  # bytes per second
     attention: tuple[AttentionPoint, ...]  # batch by batch
     chunks: tuple[ChunkPoint, ...]
     dense: tuple[DenseTimes, ...]
-    cpu_share: float  # of the time taken, how much of its core the process had
+    cpu_share: float  # of the time taken, how much of its core the process had; 1 of a GPU, whose process mostly waits
 
 
 @dataclass(frozen=True)
@@ -115,10 +138,8 @@ class ContentionSamples:
 class LinkTask:
     """Measure the link between two devices, from one of its ends; the process of the first device takes the times."""
 
-    cores: tuple[int, ...]
-    isa: str
-    device: str
-    peer: str
+    device: Device
+    peer: Device
     first: bool
     meeting: str  # a folder where the two find each other
     effort: Effort
@@ -141,3 +162,29 @@ class LinkSamples:
 def device_ticks(effort: Effort) -> int:
     """How often a device's process reports progress."""
     return 6 * effort.rounds + 1
+
+
+def encode(message: Any) -> str:
+    """A message as one line."""
+    return json.dumps(asdict(message))
+
+
+def decode(kind: type[T], line: str) -> T:
+    """The message of that kind in a line."""
+    made: T = _typed(kind, json.loads(line))
+    return made
+
+
+def _typed(kind: Any, value: Any) -> Any:
+    """JSON's lists and dictionaries as the tuples and dataclasses they were."""
+    if is_dataclass(kind):
+        hints = get_type_hints(kind)
+        return kind(**{name: _typed(hints[name], one) for name, one in value.items()})  # type: ignore[operator]
+    if get_origin(kind) in (Union, UnionType):
+        (inner,) = (one for one in get_args(kind) if one is not type(None))
+        return None if value is None else _typed(inner, value)
+    if get_origin(kind) is tuple:
+        inner, *rest = get_args(kind)
+        kinds = [inner] * len(value) if rest == [Ellipsis] else [inner, *rest]
+        return tuple(_typed(each, one) for each, one in zip(kinds, value, strict=True))
+    return value

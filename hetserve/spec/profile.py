@@ -8,7 +8,7 @@ from itertools import permutations
 from typing import Any
 
 from hetserve.errors import SpecError, UnsupportedError
-from hetserve.spec.cluster import Cluster, Device, Stretch
+from hetserve.spec.cluster import CPU, Cluster, Device, Stretch
 from hetserve.spec.fingerprint import model_fingerprint
 from hetserve.spec.model import ModelSpec
 from hetserve.spec.strict import build
@@ -53,14 +53,14 @@ class DeviceProfile:
 
     name: str  # the device's in its cluster
     kind: str
-    isa: str  # the kernels' instruction set while it was measured
-    cores: int
+    isa: str  # the kernels' instruction set while it was measured, or a GPU's architecture
+    cores: int  # of a GPU those of its worker's process
     read_bytes: float  # bytes per second from memory
     attention: AttentionLine
     prefill_pair_s: float  # prefill attention of one layer: seconds per (token, earlier token) pair, all heads
     dense: tuple[DenseTimes, ...]
     cap: str = ""  # the isa its cluster capped it to; empty: none
-    cpu_share: float = 1.0  # of the time it was measured, how much of its core the measuring process had; far below 1: the machine was busy
+    cpu_share: float = 1.0  # of the time it was measured, how much of its core the process had; far below 1: the machine was busy. A GPU's: 1
     stretch: Stretch | None = None  # what its times of products and of attention have been multiplied by; None: measured, not emulated
 
 
@@ -165,6 +165,9 @@ def _require_device(profile: Profile, device: Device, cluster: str) -> None:
 
 
 def _described(kind: str, cores: int, cap: str, stretch: Stretch | None) -> str:
+    """What a device has to have in common with the one that was measured. Of a GPU, which cores its process runs on does not matter."""
+    if kind != CPU:
+        return f"a {kind} device"
     slower = f", stretched {stretch.dense:g} and {stretch.attention:g} times" if stretch else ""
     return f"{cores} {kind} cores, isa {cap or 'native'}{slower}"
 

@@ -32,8 +32,8 @@ from hetserve.spec.profile import DensePoint, DenseTimes
 TINY = ModelSpec.from_hf(RECIPES["tiny"].config, None, "tiny")
 DENSE = DenseTimes("bfloat16", (DensePoint(1, 1e-3),), (DensePoint(1, 2e-3),))
 DEVICE = Device("d", "cpu", (0,), "avx2", 2**30)
-TASK = DeviceTask((0,), "avx2", 2**30, TINY, "bfloat16", FULL)
-LINK = LinkTask((0,), "", "fast", "slow", True, "", FULL)
+TASK = DeviceTask(DEVICE, TINY, "bfloat16", FULL)
+LINK = LinkTask(replace(DEVICE, name="fast"), replace(DEVICE, name="slow"), True, "", FULL)
 
 
 def device_samples() -> DeviceSamples:

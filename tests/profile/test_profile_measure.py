@@ -8,13 +8,15 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from hetserve.engine.accelerator import CpuAccelerator
 from hetserve.engine.model.recipes import RECIPES
 from hetserve.errors import UnsupportedError, WorkerError
 from hetserve.profile.attention import PROMPT_SHARE, chunk_pairs, page_table
 from hetserve.profile.contention import keep_at, serve
 from hetserve.profile.dense import head_flops, layer_flops
-from hetserve.profile.rounds import LEAST_ROUNDS, interleaved
+from hetserve.profile.rounds import LEAST_ROUNDS, interleaved, own_clock
 from hetserve.profile.run import measure, measure_contention, measure_pair, ticks
+from hetserve.profile.site import Site
 from hetserve.profile.tasks import ATTENTION, DECODE, PROMPT, QUICK, REST, ContentionTask
 from hetserve.spec.cluster import Cluster, Device, Stretch
 from hetserve.spec.load import load_profile, save_profile, this_host
@@ -85,7 +87,8 @@ def test_neither_of_two_devices_works_on_beside_one_that_fails(number) -> None:
 
 def test_a_device_stretched_and_not_can_be_told_to_work_and_to_rest() -> None:
     """Orders one by one, as many as come; a median for each kind of work, and none for resting."""
-    task = ContentionTask(HOST.cores[:1], "", 2**24, model("tiny"), "bfloat16", QUICK, "float32", Stretch(1.5, 1.5))
+    device = Device("a", "cpu", HOST.cores[:1], "", 2**24, Stretch(1.5, 1.5))
+    task = ContentionTask(device, model("tiny"), "bfloat16", QUICK, "float32")
     read, write = os.pipe()
     answers: list[list[float]] = []
     orders = [ATTENTION, DECODE, PROMPT, REST]
@@ -98,7 +101,7 @@ def test_a_device_stretched_and_not_can_be_told_to_work_and_to_rest() -> None:
             os.close(write)
 
     with os.fdopen(read, "rb") as told:
-        serve(task, 2**16, told, say)
+        serve(task, Site(CpuAccelerator(), own_clock(device.cores), 2**16, 0), told, say)
     assert [len(answer) for answer in answers] == [0, 1, 1, 1, 0]
     assert all(0 < one_s < 10 for answer in answers for one_s in answer)
 
