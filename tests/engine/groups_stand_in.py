@@ -20,14 +20,15 @@ WAIT_S = 20
 
 
 class StreamWork:
-    def __init__(self, run: Callable[[], Any]) -> None:
+    def __init__(self, run: Callable[[], Any], limit_s: float) -> None:
         self._run = run
+        self._limit_s = limit_s
         self._done = threading.Event()
         self._error: RuntimeError | None = None
 
     def run(self) -> None:
         try:
-            self._run().wait(timedelta(seconds=WAIT_S))
+            self._run().wait(timedelta(seconds=self._limit_s))
         except RuntimeError as error:
             self._error = error
         self._done.set()
@@ -42,12 +43,13 @@ class StreamWork:
 
 
 class StreamGroup:
-    def __init__(self, connect: Callable[[], GlooLink]) -> None:
+    def __init__(self, connect: Callable[[], GlooLink], limit_s: float) -> None:
         self._connect = connect
+        self._limit_s = limit_s
         self._group: Any = None
-        self._works: queue.SimpleQueue[StreamWork] = queue.SimpleQueue()
-        self.aborted = False
-        threading.Thread(target=self._run, daemon=True).start()
+        self._works: queue.SimpleQueue[StreamWork | None] = queue.SimpleQueue()
+        self._thread = threading.Thread(target=self._run, daemon=True)
+        self._thread.start()
 
     def send(self, tensors: list[torch.Tensor], peer: int, tag: int) -> StreamWork:
         return self._add(lambda: self._group.send(tensors, peer, tag))
@@ -56,18 +58,20 @@ class StreamGroup:
         return self._add(lambda: self._group.recv(tensors, peer, tag))
 
     def abort(self) -> None:
-        self.aborted = True
+        """Ends the thread: one that still waits in gloo when the interpreter ends would abort the process."""
+        self._works.put(None)
+        self._thread.join()
 
     def _add(self, run: Callable[[], Any]) -> StreamWork:
         if self._group is None:
             self._group = self._connect()._group
-        work = StreamWork(run)
+        work = StreamWork(run, self._limit_s)
         self._works.put(work)
         return work
 
     def _run(self) -> None:
-        while True:
-            self._works.get().run()
+        while (work := self._works.get()) is not None:
+            work.run()
 
 
 class StreamGroups:
@@ -76,16 +80,18 @@ class StreamGroups:
     Args:
         folder: where workers meet.
         shared: one group for everything between two workers, as a naive design would have it.
+        limit_s: how long anything may wait for the other end.
     """
 
-    def __init__(self, folder: str, device: str, shared: bool = False) -> None:
+    def __init__(self, folder: str, device: str, shared: bool = False, limit_s: float = WAIT_S) -> None:
         self._links = GlooLinks(folder, device, "127.0.0.1")
         self._shared = shared
+        self._limit_s = limit_s
         self.made: dict[str, StreamGroup] = {}
 
     def __call__(self, peer: str, name: str) -> StreamGroup:
         if self._shared:
             name = "all"
         if name not in self.made:
-            self.made[name] = StreamGroup(lambda: self._links.connect(peer, f"stream|{name}"))
+            self.made[name] = StreamGroup(lambda: self._links.connect(peer, f"stream|{name}"), self._limit_s)
         return self.made[name]

@@ -69,7 +69,7 @@ def connect(folder: Path, plane: str = STEPS, shared: bool = False) -> dict[str,
             make_config(device, GPUS, (), LAYOUT),
             PlainGpu(),
             GlooLinks(str(folder), device, "127.0.0.1").connect,
-            StreamGroups(str(folder), device, shared),
+            StreamGroups(str(folder), device, shared, 2.0 if shared else WAIT_S),
         ).connect(peer, plane)
     )
     return {device: made[device] for device in "ab"}
@@ -303,6 +303,7 @@ def test_a_steps_heads_over_it(tmp_path):
             assert torch.equal(out.view(3, 3, 2, 16), expected)
     worker.join(WAIT_S)
     assert worker.exitcode == 0 and not remote.lost
+    link.close()
 
 
 def test_without_nccl_there_are_no_groups(monkeypatch):
