@@ -33,15 +33,15 @@ class Linear:
 
     def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None = None, activation: str = "none") -> None:
         self.out_features, self.in_features = weight.shape
-        self._apply = _packed(weight, bias, activation) if can_pack(weight) else _plain(weight, bias, activation)
+        self._apply = _packed(weight, bias, activation) if weight.device.type == "cpu" and can_pack(weight.dtype) else _plain(weight, bias, activation)
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         return self._apply(x)
 
 
-def can_pack(weight: torch.Tensor) -> bool:
+def can_pack(dtype: torch.dtype) -> bool:
     """oneDNN multiplies bfloat16 on x86 only with AVX-512 (or AVX2's bf16 extension)."""
-    return weight.device.type == "cpu" and weight.dtype == torch.bfloat16 and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    return dtype == torch.bfloat16 and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
 def _packed(weight: torch.Tensor, bias: torch.Tensor | None, activation: str) -> Apply:
