@@ -16,7 +16,7 @@ from hetserve.cost.measured import measured_step
 from hetserve.cost.rates import device_rates
 from hetserve.cost.roofline import Roofline, StepCost, token_pages, workspace_bytes
 from hetserve.errors import SpecError
-from hetserve.spec.cluster import CPU, Cluster
+from hetserve.spec.cluster import CPU, CUDA, Cluster
 from hetserve.spec.model import DTYPE_BYTES, ModelSpec
 from hetserve.spec.profile import WORKS, Contention, DeviceProfile, Profile
 from hetserve.spec.tensors import tensor_shapes
@@ -140,10 +140,11 @@ class Costs:
         return link.beta_s + size_bytes / link.bytes_per_s
 
     def weight_bytes(self, device: str, layers: tuple[int, int], weights: str) -> int:
-        """Bytes of a stage's weights as its worker stores them: on a CPU a tied output matrix is packed a second time beside the embedding."""
+        """Bytes of a stage's weights as its worker stores them. In a CPU's memory, so in an emulated GPU's, a tied output matrix is packed a second
+        time beside the embedding."""
         model = self.model
         numbers = sum(prod(shape) for shape in tensor_shapes(model, *layers).values())
-        if model.tie_embeddings and layers == (0, model.layers) and not self.cluster.device(device).is_gpu:
+        if model.tie_embeddings and layers == (0, model.layers) and self.cluster.device(device).kind != CUDA:
             numbers += model.vocab * model.embed_dim
         rope = model.max_positions * model.head_dim * 4 if model.rope else 0
         return numbers * DTYPE_BYTES[weights] + rope

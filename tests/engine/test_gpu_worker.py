@@ -16,6 +16,7 @@ from hetserve.engine.attention import ITEM_FIELDS, KvMemory
 from hetserve.engine.device_attention import DeviceAttention, compact
 from hetserve.engine.graphs import DecodeGraphs, buckets
 from hetserve.engine.heads import DispatchedAttention
+from hetserve.engine.model import decoder
 from hetserve.engine.model.batch import StepBatch
 from hetserve.engine.model.decoder import Model
 from hetserve.engine.model.make import make_checkpoint
@@ -149,3 +150,12 @@ def test_numbers_of_rows_with_graphs(most: int) -> None:
 def test_a_gpu_that_is_not_there_is_refused() -> None:
     with pytest.raises((ResourceError, UnsupportedError), match=r"no GPU 0 here|without CUDA kernels"):
         make_accelerator(CUDA)
+
+
+def test_a_tied_output_matrix_is_the_embedding_itself_on_a_gpu(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Here on a device that holds no numbers; on a CPU it is packed."""
+    spec, weights = load_model(folder), []
+    monkeypatch.setattr(decoder, "Linear", lambda weight: weights.append(weight))
+    for device, shared in (("meta", spec.tie_embeddings), ("cpu", False)):
+        model = Model(spec, folder, "bfloat16", device=torch.device(device))
+        assert (weights[-1] is model._embedding) is shared

@@ -69,7 +69,7 @@ class Model:
         self.first, self.last = layers or (0, spec.layers)
         self.ends_model = self.last == spec.layers
         positions = min(max_positions or spec.max_positions, spec.max_positions)
-        self.weight_bytes = stage_bytes(spec, dtype, (self.first, self.last), positions)
+        self.weight_bytes = stage_bytes(spec, dtype, (self.first, self.last), positions, device)
         weights = open_weights(folder, spec, device)
         if device.type == "cpu":
             hint = "Use a smaller model, or spread its layers over more devices."
@@ -155,7 +155,10 @@ class Model:
         elif spec.final_norm:
             self._final_norm = layer_norm(spec, "model.decoder.final_layer_norm", get)
         self._project_out = Linear(get("model.decoder.project_out.weight")) if spec.embed_dim != spec.hidden else None
-        self._lm_head = Linear(get(embedding_name(spec) if spec.tie_embeddings else LM_HEAD))
+        if spec.tie_embeddings and self.first == 0 and self.device.type != "cpu":
+            self._lm_head = Linear(self._embedding)  # on a CPU it is packed, and no embedding any more
+        else:
+            self._lm_head = Linear(get(embedding_name(spec) if spec.tie_embeddings else LM_HEAD))
 
     def _embed(self, batch: StepBatch) -> torch.Tensor:
         x = functional.embedding(batch.token_ids, self._embedding)
@@ -167,11 +170,11 @@ class Model:
         return self._lm_head(x if self._project_out is None else self._project_out(x))
 
 
-def stage_bytes(spec: ModelSpec, dtype: str, layers: tuple[int, int], positions: int) -> int:
-    """Bytes a stage's weights take once loaded, the rope table and a tied output matrix's own packed copy included."""
+def stage_bytes(spec: ModelSpec, dtype: str, layers: tuple[int, int], positions: int, device: torch.device) -> int:
+    """Bytes a stage's weights take once loaded, the rope table and, on a CPU, a tied output matrix's own packed copy included."""
     shapes = tensor_shapes(spec, *layers)
     numbers = sum(torch.Size(shape).numel() for shape in shapes.values())
-    if spec.tie_embeddings and layers == (0, spec.layers):
+    if spec.tie_embeddings and layers == (0, spec.layers) and device.type == "cpu":
         numbers += spec.vocab * spec.embed_dim
     rope = positions * spec.head_dim * 4 if spec.rope else 0
     return numbers * DTYPES[dtype].itemsize + rope
