@@ -39,8 +39,9 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "reproduce": (*RUNNABLE, "bench", "profile"),
     "cli": (*RUNNABLE, "bench", "profile", "reproduce", "catalog"),
 }
-# The one file that joins an executor, a controller, a system's policies and the loop into something a server can hold.
-ASSEMBLY = {"engine.engine": ("control", "drive", "systems")}
+# The one file that joins an executor, a controller, a system's policies and the loop into something a server can hold; and gpu-check's stage that
+# runs `hetserve profile` where the command line cannot.
+ASSEMBLY = {"engine.engine": ("control", "drive", "systems"), "bench.gpu.profiled": ("profile",)}
 
 ONLY_CLI = ("click", "rich")
 NO_TORCH = ("errors", "spec", "machine", "solve", "policy", "cost", "planner", "control", "drive", "sim", "systems", "trace", "metrics")

@@ -52,7 +52,8 @@ print(stats["moves_total"] > 0)
 
 IMPORTS = """
 import hetserve.bench.gpu.__main__, hetserve.bench.gpu.kernels, hetserve.bench.gpu.registers, hetserve.bench.gpu.wheels
-import hetserve.bench.gpu.tokens, hetserve.bench.gpu.steps, hetserve.bench.gpu.serving
+import hetserve.bench.gpu.tokens, hetserve.bench.gpu.steps, hetserve.bench.gpu.serving, hetserve.bench.gpu.profiled
+import hetserve.profile.child, hetserve.profile.attention, hetserve.profile.dense
 hetserve.bench.gpu.__main__.machine.describe()
 """
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from hetserve import _C
-from hetserve.bench.gpu import engines, serving, steps, tokens
+from hetserve.bench.gpu import engines, profiled, serving, steps, tokens
 from hetserve.bench.gpu.engines import Answer, Ask
 from hetserve.bench.gpu.report import report
 from hetserve.engine.accelerator import CudaGpu
@@ -16,7 +16,7 @@ from hetserve.engine.model.make import make_checkpoint
 from hetserve.engine.model.recipes import RECIPES
 from hetserve.errors import BenchError
 from hetserve.spec.cluster import CPU, EMULATED
-from hetserve.spec.load import load_model
+from hetserve.spec.load import load_model, load_profile
 from hetserve.spec.plan import Limits
 
 SMALL = RECIPES["tiny"].config | {"num_hidden_layers": 2, "vocab_size": 512}
@@ -58,12 +58,14 @@ def test_the_judge_says_where_a_text_leaves_transformers_and_by_how_much(folder:
     assert said is not None and said["after"] == 3 and said["gap"] > tokens.MARGIN
 
 
-def test_an_engine_that_fails_is_a_row_that_says_why(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_an_engine_that_fails_is_a_row_that_says_why(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, folder: Path) -> None:
     def failing(*_: object) -> None:
         raise BenchError("nobody answered")
 
     monkeypatch.setattr(tokens, "serve", failing)
     monkeypatch.setattr(steps, "serve", failing)
+    monkeypatch.setattr(profiled, "measure", failing)
+    assert profiled.profile(tmp_path / "profile.toml", load_model(folder), CPU) == BenchError.exit_code
     rows = [*tokens.rows(CPU, ("tiny",), tokens.LAYOUTS[:1], (1,), 2), *steps.rows(CPU, SMALL, (1,), 4, 3, 1e9)]
     assert all(row["fault"] == "nobody answered" for row in rows)
     assert report("engine", rows, tmp_path / "out.json") == 1
@@ -108,6 +110,13 @@ def test_serving(monkeypatch: pytest.MonkeyPatch) -> None:
     ]
     assert all(row["right"] and row["output_throughput"] > 0 and row["mean_ttft_ms"] > 0 for row in rows)
     assert [row["total_output_tokens"] for row in rows] == [2, 5, 9, 2, 5]
+
+
+def test_profile(tmp_path: Path, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert profiled.profile(tmp_path / "profile.toml", load_model(folder), EMULATED) == 0
+    (device,) = load_profile(tmp_path / "profile.toml").devices
+    assert (device.name, device.kind) == ("gpu", EMULATED) and device.attention.b_s > 0
+    assert "GB/s" in capsys.readouterr().out
 
 
 def test_transformers_get_padded_batches_right(folder: Path) -> None:

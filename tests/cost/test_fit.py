@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from scipy.optimize import nnls
 
-from hetserve.cost.fit import every_fourth, fit_line
+from hetserve.cost.fit import every_fourth, fit_line, nonnegative
 
 
 def grid(size: int = 8) -> np.ndarray:
@@ -50,3 +51,14 @@ def test_a_quarter_is_held_out_in_every_row_and_column() -> None:
     for size in (4, 8):
         held = every_fourth(size, size).reshape(size, size)
         assert held.sum() == size * size // 4 and held.any(axis=1).all() and held.any(axis=0).all()
+
+
+@pytest.mark.parametrize("columns", [1, 2, 3, 4])
+def test_the_nearest_without_negative_numbers_is_scipys(columns: int) -> None:
+    rng, clipped = np.random.default_rng(columns), 0
+    for _ in range(50):
+        matrix, wanted = rng.random((12, columns)), rng.standard_normal(12) + 0.3
+        found = nonnegative(matrix, wanted)
+        np.testing.assert_allclose(found, nnls(matrix, wanted)[0], atol=1e-9)
+        clipped += int((found == 0).any())
+    assert clipped > 5

@@ -52,6 +52,7 @@ STAGES = (
     Stage("decode", _module("kernels", "decode"), 110),
     Stage("engine", _module("tokens"), 80),
     Stage("step", _module("steps"), 80),
+    Stage("profile", _module("profiled"), 65, ending=".toml"),
     Stage("prefill", _module("kernels", "prefill"), 40),
     Stage("pages", _module("kernels", "pages", "rows"), 40),
     Stage("serving", _module("serving"), 110),
