@@ -175,13 +175,14 @@ def on_device(setup: Setup, device: Device, spec: ModelSpec) -> Setup:
         ResourceError: the weights do not fit.
     """
     options = Options()
-    costs, layers = Costs(spec, setup.dtype, setup.cluster), (0, spec.layers)
+    alone = replace(setup.cluster, devices=(device,), links=())
+    costs, layers = Costs(spec, setup.dtype, alone), (0, spec.layers)
     used_bytes = costs.weight_bytes(device.name, layers, setup.dtype)
     used_bytes += costs.workspace_bytes(device.name, layers, setup.dtype, options.max_step_tokens, options.max_seqs)
     kv_bytes = device.memory_bytes - used_bytes
     if kv_bytes <= 0:
         raise ResourceError(f"device {device.name!r} has no room for {spec.name}: its budget is {device.memory_bytes:,} bytes.")
-    return replace(setup, cluster=replace(setup.cluster, devices=(device,), links=()), kv_bytes=kv_bytes)
+    return replace(setup, cluster=alone, kv_bytes=kv_bytes)
 
 
 def vllm_first_launch(setup: Setup, install: VllmInstall, spec: ModelSpec, extra: str = "") -> Launch:
