@@ -25,6 +25,7 @@ COMMANDS = {
     "simulate": "Run a plan on a workload without the devices.",
     "replay": "Run an engine's journal again and compare every decision.",
     "model": "Make a random-weight checkpoint, or show what a model folder holds.",
+    "cost": "What steps take on GPUs nobody here owns, and how good such numbers are.",
     "baseline": "Install and check the real systems we are compared with.",
     "worker": "Lend a device of this machine to an engine on another one.",
     "doctor": "What this machine has, and what hetserve will use of it.",
@@ -33,7 +34,6 @@ COMMANDS = {
 PLANNED = {
     "reproduce": "The papers' claims, each beside our number.",
     "workload": "Fetch and sample public traces.",
-    "cost": "Ask the cost model: seconds and bytes.",
 }
 
 INTERRUPTED = 130  # 128 + SIGINT, as shells report it

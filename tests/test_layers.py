@@ -16,7 +16,10 @@ ROOT = Path(__file__).resolve().parents[1]
 
 EVERYWHERE = ("errors", "spec")  # what every layer may use, besides itself
 MESSAGES = ("control.messages", "control.codec")  # what an executor knows of the control plane: the words, and their bytes
-RUNNABLE = ("systems", "drive", "planner", "sim", "engine", "control", "policy", "cost", "solve", "trace", "metrics", "machine", "_C", "_net")
+RUNNABLE = (
+    *("systems", "drive", "planner", "sim", "engine", "control", "policy", "cost", "solve", "trace", "metrics", "machine", "catalog"),
+    *("_C", "_net"),
+)
 
 MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "errors": (),
@@ -37,7 +40,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "bench": RUNNABLE,
     "profile": RUNNABLE,
     "reproduce": (*RUNNABLE, "bench", "profile"),
-    "cli": (*RUNNABLE, "bench", "profile", "reproduce", "catalog"),
+    "cli": (*RUNNABLE, "bench", "profile", "reproduce"),
 }
 # The one file that joins an executor, a controller, a system's policies and the loop into something a server can hold; and gpu-check's stage that
 # runs `hetserve profile` where the command line cannot.
