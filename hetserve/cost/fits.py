@@ -101,7 +101,7 @@ def fit(kernel: type[Kernel], tables: Sequence[Table], near: Kernel | None = Non
 
     def residuals(logs: Floats) -> Floats:
         candidate: Any = kernel(*np.exp(logs))
-        off = [_damped(np.log(predict_s(candidate, table) / table.seconds) / NOISE) * np.sqrt(WORTH / len(table)) for table in drawn]
+        off: list[Floats] = [_damped(np.log(predict_s(candidate, table) / table.seconds) / NOISE) * np.sqrt(WORTH / len(table)) for table in drawn]
         return np.concatenate([*off, (logs - origin) / spread])
 
     found = least_squares(residuals, np.clip(origin, least + EDGE, most - EDGE), bounds=(least, most), x_scale=spread)
