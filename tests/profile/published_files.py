@@ -53,7 +53,7 @@ def _aiconfigurator(root: Path) -> None:
 
 
 def _vidur(root: Path) -> None:
-    rank, chip = Rank(rows.model("Llama-2-7B")), chip_of(A100)
+    rank, chip = Rank(rows.model("Llama-2-70B")), chip_of(A100)
     names = {"qkv": "attn_pre_proj", "out": "attn_post_proj", "up": "mlp_up_proj", "down": "mlp_down_proj"}
     columns = [*names.values(), "input_layernorm", "post_attention_layernorm", "attn_rope", "mlp_act", "add"]
     lines = []
@@ -62,7 +62,7 @@ def _vidur(root: Path) -> None:
         small_s = [float(SMALL.seconds(chip, index, rank.moved(kind, tokens))) for index, kind in ((0, "norm"), (0, "norm"), (1, "rope"), (2, "act"))]
         lines.append(",".join(map(str, [*(1e3 * float(each) for each in (*product_s, *small_s, 0.0)), tokens, 1])))
     header = ",".join([*(f"time_stats.{name}.median" for name in columns), "num_tokens", "num_tensor_parallel_workers"])
-    put(root / "vidur/compute/a100/Llama-2-7b-hf/mlp.csv", header, lines)
+    put(root / "vidur/compute/a100/Llama-2-70b-hf/mlp.csv", header, lines)
     lines = [f"{1e3 * float(LINK.seconds(300e9, size))},2,{size},2" for size in (2**11, 2**16, 2**20, 2**24)]
     put(root / "vidur/network/a100_dgx/send_recv.csv", "time_stats.send_recv.median,num_workers,size,devices_per_node", lines)
 

@@ -53,7 +53,7 @@ class Verdict:
     ground: str
     phase: str
     device: str
-    of: str  # "kernels" added up, or whole "engines of 2023"
+    of: str  # "with attention": layers and steps; "dense part" of layers; whole "engines of 2023"
     median: float
     target: float
 
@@ -148,7 +148,8 @@ def _step_devices(published: Published) -> list[str]:
 
 
 def _step_errors(step: StepTable, sheet: Kernels, power: LowPower | None, own_sets: dict[str, _HeldOut]) -> list[Error]:
-    name = f"{step.phase} step, {step.model}{f' TP{step.tp}' if step.tp > 1 else ''}"
+    what = "step" if step.phase in step.parts else "dense part"
+    name = f"{step.phase} {what}, {step.model}{f' TP{step.tp}' if step.tp > 1 else ''}"
     found = [_error(step.device, name, step.source, DATA_SHEET, step_s(sheet, step, power), step.seconds)]
     if step.device in own_sets:
         found.append(_error(step.device, name, step.source, FIT, _held_out_step_s(step, own_sets[step.device]), step.seconds))
@@ -195,8 +196,9 @@ def _verdicts(steps: Iterable[Error]) -> list[Verdict]:
     """Of each ground, phase, device and kind of steps, the median of its tables' medians."""
     groups: dict[tuple[str, str, str, str], list[float]] = {}
     for error in steps:
-        of = "engines of 2023" if error.source.startswith(ENGINES) else "kernels"
-        key = (error.ground, error.operator.split()[0], error.device, of)
+        phase, what = error.operator.partition(",")[0].split(" ", 1)
+        of = "engines of 2023" if error.source.startswith(ENGINES) else "with attention" if what == "step" else what
+        key = (error.ground, phase, error.device, of)
         if key[:2] in TARGETS:
             groups.setdefault(key, []).append(error.median)
     return [Verdict(*key, float(np.median(medians)), TARGETS[key[:2]]) for key, medians in sorted(groups.items())]

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from hetserve.cost.fits import Table, merged
 from hetserve.errors import SpecError
-from hetserve.profile.published import aiconfigurator, distserve, helix, llmservingsim, vidur
+from hetserve.profile.published import aiconfigurator, composed, distserve, helix, llmservingsim, vidur
 from hetserve.profile.published.files import HINT, Input, open_folder
 from hetserve.profile.published.steps import StepTable
 
@@ -36,4 +36,5 @@ def gather(path: Path) -> Published:
     if not tables:
         raise SpecError(f"the folders in {str(folder.root)!r} hold no table of kernels", HINT)
     steps = [table for reader in (vidur, llmservingsim, helix, distserve) for table in reader.steps(folder) if len(table)]
+    steps += composed.steps(tables, steps)
     return Published(tuple(tables), tuple(steps), tuple(folder.read[name] for name in sorted(folder.read)))
