@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tomllib
 from collections.abc import Collection
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, fields
 from functools import cache
 from typing import Any
 
@@ -180,8 +180,3 @@ def encode_fit(file: FitFile) -> str:
     for source in file.input:
         lines += ["", "[[input]]", f'file = "{source.file}"', f'licence = "{source.licence}"', f'sha256 = "{source.sha256}"']
     return "\n".join(lines) + "\n"
-
-
-def rounded(file: FitFile) -> FitFile:
-    """As it will be read again."""
-    return replace(parse_fit(encode_fit(file), "a fit"), input=file.input)

@@ -48,8 +48,7 @@ def _steps(source: str, model: str, tp: int, fit: dict[str, list[float]]) -> lis
     new = np.array(PROMPTS, float)
     a, b, c = fit["prefill"]
     prefill_s = (a + b * new + c * new**2) * 1e-3
-    noise = "its authors' fit"
     return [
-        StepTable(*common, "decode", parts, 0, count, np.ones_like(count), context - 1, decode_s, noise=noise),
-        StepTable(*common, "prefill", parts, 0, np.ones_like(new), new, np.zeros_like(new), prefill_s, noise=noise),
+        StepTable(*common, "decode", parts, 0, count, np.ones_like(count), context - 1, decode_s),
+        StepTable(*common, "prefill", parts, 0, np.ones_like(new), new, np.zeros_like(new), prefill_s),
     ]

@@ -46,4 +46,4 @@ def _step(device: str, model: str, tp: int, phase: str, tokens: np.ndarray, seco
     else:
         count, new, before = np.maximum(tokens / PROMPT, 1), np.minimum(tokens, PROMPT), np.zeros(len(tokens))
     link = "" if tp == 1 else "pcie3" if device.startswith("T4") else "pcie4"
-    return StepTable(device, SOURCE, model, tp, phase, parts, 1, count, new, before, seconds, link, noise="rounded; contexts not stated")
+    return StepTable(device, SOURCE, model, tp, phase, parts, 1, count, new, before, seconds, link)

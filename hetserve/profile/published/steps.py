@@ -7,7 +7,6 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-PHASES = ("decode", "prefill")
 Floats = NDArray[np.float64]
 
 
@@ -23,14 +22,13 @@ class StepTable:
         sequences: [rows], decoding, or prompts.
         new, before: [rows], tokens of each sequence in this step, and before it.
         seconds: [rows].
-        noise: relative, of rounding or of somebody's own fit; for people.
     """
 
     device: str
     source: str
     model: str
     tp: int
-    phase: str
+    phase: str  # "decode" or "prefill"
     parts: tuple[str, ...]
     layers: int
     sequences: Floats
@@ -38,7 +36,6 @@ class StepTable:
     before: Floats
     seconds: Floats
     link: str = ""
-    noise: str = ""
 
     def __len__(self) -> int:
         return len(self.seconds)
