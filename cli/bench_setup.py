@@ -233,6 +233,7 @@ def _resolve_many(flags: Flags, screen: Screen, logs: Path) -> list[Job]:
     """Systems planned here, on one cluster: a job for each scale of its budgets, all with the same requests."""
     from hetserve.bench.launches import Setup
     from hetserve.spec.cluster import require_cores, scaled
+    from hetserve.spec.fingerprint import fingerprint
     from hetserve.spec.load import load_cluster, load_model, this_host
 
     for name in ("url", "plan", "kv_memory", "baseline_url"):
@@ -284,6 +285,8 @@ def _resolve_many(flags: Flags, screen: Screen, logs: Path) -> list[Job]:
         first, *others = found.values()
         budgets = {device.name: device.memory_bytes for device in setup.cluster.devices}
         conditions = {"kind": "emulated" if cluster.emulated else "measured", "memory_scale": factor, "budgets_bytes": budgets}
+        if profile is not None:  # its file may be another by the time somebody looks
+            conditions["profile"] = {"date": profile.date, "commit": profile.commit, "fingerprint": fingerprint(profile)}
         jobs.append(
             Job(
                 experiment=experiment,

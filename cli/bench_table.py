@@ -71,6 +71,9 @@ def _system_row(result: dict[str, Any], name: str, shown: Sequence[tuple[str, st
     said = f"{ratio['median']:.3f} ({min(ratio['pairs']):.3f} .. {max(ratio['pairs']):.3f})" if ratio else "-"
     scale = [f"x{result['protocol']['memory_scale']:g}"] if curve else []
     other = " (other hardware: for scale)" if one.get("other_hardware") else ""
+    ours = result["systems"][result["ours"]]
+    if name != result["ours"] and one.get("layout") and one["layout"] == ours.get("layout"):
+        other = f" (laid out as {result['ours']} is)"
     return [name + other, *scale, *("-" if value is None else _number(value) for value in values), said]
 
 

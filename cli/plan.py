@@ -38,7 +38,20 @@ def plan(model: Path | None, output: Path | None, schema: bool, as_json: bool, *
         save_plan(made, output)
     screen.json(json.loads(encode_plan(made)))
     _render(made, screen)
+    _say_where(made, screen)
     screen.note(f"written to {output}" if output else "not written anywhere: -o FILE writes it")
+
+
+def _say_where(made: Plan, screen: Screen) -> None:
+    """A plan may be for another machine; nobody should find out when serving."""
+    from hetserve.errors import ResourceError
+    from hetserve.spec.cluster import require_cores
+    from hetserve.spec.load import this_host
+
+    try:
+        require_cores(made.cluster, this_host())
+    except ResourceError as error:
+        screen.note(f"not a plan for this machine: {error.message}")
 
 
 def _render(made: Plan, screen: Screen) -> None:

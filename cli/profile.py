@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from hetserve.spec.profile import DenseTimes, Profile
 
 RATES_AT = (1, 8, 64, 1024)  # tokens
-BUSY_SHARE = 0.9  # of its core's time that a measuring process should have had
 
 
 @click.command()
@@ -75,6 +74,8 @@ def _shape(name: str) -> ModelSpec:
 
 
 def _render(measured: Profile, shape: ModelSpec, screen: Screen) -> None:
+    from hetserve.spec.profile import BUSY_SHARE
+
     screen.say(f"{measured.model}, KV in {measured.dtype}, on {measured.machine} at {measured.clocks_mhz:,.0f} MHz")
     screen.table(
         "attention of one layer: a * query heads + b * cached vectors + c",

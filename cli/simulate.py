@@ -169,7 +169,8 @@ def _result(plan: Plan, workload: Workload, executor: SimExecutor, given: dict[s
         **summarise(records, lasted_s, percentiles, parse_goodput(given["goodput"])),
         "utilisation": {one.primary: s / lasted_s for group in executor.groups for one, s in zip(group.stages, group.busy_s, strict=True)},
     }
-    return {"systems": {plan.system: system}, "inputs": workload.lengths.inputs, "plan": plan.hash, "cluster": plan.cluster.name}
+    made = {"plan": plan.hash, "cluster": plan.cluster.name, "faults": list(given["fault"])}
+    return {"systems": {plan.system: system}, "inputs": workload.lengths.inputs, **made}
 
 
 def _record(outcome: Outcome) -> RequestRecord:
@@ -185,4 +186,7 @@ def _render(result: dict[str, Any], screen: Screen) -> None:
         shown = {key: value for key, value in system.items() if isinstance(value, int | float) and key != "rtfx"}
         rows = [(key, f"{value:,.3f}" if isinstance(value, float) else f"{value:,}") for key, value in shown.items()]
         rows += [(f"utilisation of {device}", f"{share:.1%}") for device, share in system["utilisation"].items()]
-        screen.table(f"{system['model_id']}, {result['inputs']['dataset']}, system {name}, SIMULATED", ["metric", name], rows, right=(1,))
+        if not system["completed"]:
+            rows = [(key, "-" if key.endswith("_ms") else value) for key, value in rows]
+        faults = "".join(f", {fault}" for fault in result["faults"])
+        screen.table(f"{system['model_id']}, {result['inputs']['dataset']}, system {name}, SIMULATED{faults}", ["metric", name], rows, right=(1,))

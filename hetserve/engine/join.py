@@ -147,7 +147,7 @@ class Door:
     def _refusal(self, knock: Knock) -> str:
         """Why a worker is not let in; empty if it is. It may try again."""
         if knock.device in self._inside:
-            return f"device {knock.device!r} has joined already"
+            return f"device {knock.device!r} has joined already, and one that was lost is let in again only by a new engine"
         if knock.device not in self._waiting:
             return f"no device {knock.device!r} is waited for; waiting for: {', '.join(sorted(self._waiting)) or 'none'}"
         config = self._waiting[knock.device][0]

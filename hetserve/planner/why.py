@@ -8,7 +8,7 @@ from dataclasses import replace
 from hetserve.planner.case import Case
 from hetserve.planner.estimate import together
 from hetserve.spec.plan import Group
-from hetserve.spec.profile import WORKS
+from hetserve.spec.profile import BUSY_SHARE, WORKS
 
 
 def devices(groups: Sequence[Group]) -> set[str]:
@@ -44,11 +44,17 @@ def alone(case: Case, group: Group) -> str:
 
 
 def unmeasured(case: Case) -> list[str]:
-    """A note where a profile does not know how devices slow each other."""
+    """Notes on what a profile does not know, or cannot be trusted in."""
     profile = case.options.profile
-    if profile is None or profile.contention or len(case.cluster.devices) == 1:
+    if profile is None:
         return []
-    return ["how devices slow each other was not measured, and counts as nothing: `hetserve profile` measures it"]
+    busy = [one.name for one in profile.devices if one.cpu_share < BUSY_SHARE]
+    notes = []
+    if busy:
+        notes.append(f"measured while {' and '.join(busy)} had other work: the profile may be far off; measure again when the machine is quiet")
+    if not profile.contention and len(case.cluster.devices) > 1:
+        notes.append("how devices slow each other was not measured, and counts as nothing: `hetserve profile` measures it")
+    return notes
 
 
 def _short(with_it: Sequence[Group], chosen: Sequence[Group], pays: float) -> str:

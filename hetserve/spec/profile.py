@@ -14,6 +14,7 @@ from hetserve.spec.model import ModelSpec
 from hetserve.spec.strict import build
 
 FORMAT = 2
+BUSY_SHARE = 0.9  # of its core's time that a measuring process should have had
 AGAIN = "`hetserve profile` measures it"
 
 

@@ -33,7 +33,8 @@ class Linear:
 
     def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None = None, activation: str = "none") -> None:
         self.out_features, self.in_features = weight.shape
-        self._apply = _packed(weight, bias, activation) if weight.device.type == "cpu" and can_pack(weight.dtype) else _plain(weight, bias, activation)
+        packs = weight.device.type == "cpu" and can_pack(weight.dtype)
+        self._apply = (_packed if packs else _plain)(weight, bias, activation)
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         return self._apply(x)
