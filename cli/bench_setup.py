@@ -284,7 +284,7 @@ def _resolve_many(flags: Flags, screen: Screen, logs: Path) -> list[Job]:
         experiment = replace(experiment, percentiles=tuple(sorted({*experiment.percentiles, TABLE_PERCENTILE})))
         first, *others = found.values()
         budgets = {device.name: device.memory_bytes for device in setup.cluster.devices}
-        conditions = {"kind": "emulated" if cluster.emulated else "measured", "memory_scale": factor, "budgets_bytes": budgets}
+        conditions: dict[str, Any] = {"kind": "emulated" if cluster.emulated else "measured", "memory_scale": factor, "budgets_bytes": budgets}
         if profile is not None:  # its file may be another by the time somebody looks
             conditions["profile"] = {"date": profile.date, "commit": profile.commit, "fingerprint": fingerprint(profile)}
         jobs.append(

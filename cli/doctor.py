@@ -282,4 +282,4 @@ def _vllm() -> dict[str, Any] | None:
 
 
 def _gib(size_bytes: int | None) -> str:
-    return "unknown" if size_bytes is None else f"{size_bytes / GIB:.{1 if size_bytes >= 10 * GIB else 2}f} GiB"
+    return "unknown" if size_bytes is None else f"{size_bytes / GIB:.2f}".removesuffix("0") + " GiB"
