@@ -71,7 +71,7 @@ gpu-check:
 	PYTHONPATH=.$${PYTHONPATH:+:$$PYTHONPATH} $(if $(wildcard $(PY)),$(PY),python3) -m hetserve.bench.gpu $(RESULT_DIR)
 
 gpu-sanitize:
-	PYTHONPATH=.$${PYTHONPATH:+:$$PYTHONPATH} PYTORCH_NO_CUDA_MEMORY_CACHING=1 HETSERVE_TEST_GPU=required compute-sanitizer --tool $(TOOL) --error-exitcode 1 $(if $(wildcard $(PY)),$(PY),python3) -m pytest -q -k "cuda and not emulated" tests/ops
+	PYTHONPATH=.$${PYTHONPATH:+:$$PYTHONPATH} PYTORCH_NO_CUDA_MEMORY_CACHING=1 HETSERVE_TEST_GPU=required compute-sanitizer --tool $(TOOL) --error-exitcode 1 $(if $(wildcard $(PY)),$(PY),python3) -m pytest -q -k "cuda and not emulated" tests/ops tests/engine/test_staged.py tests/engine/test_mover_devices.py
 
 $(VENV)/bin/python:
 	@test -n "$(PYTHON)" || { echo "error: Python 3.11 or newer was not found"; echo "hint: make PYTHON=/path/to/python3.11"; exit 1; }

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from typing import Protocol
 
 import torch
@@ -155,8 +155,11 @@ class CudaGpu:
         graph.capture_begin(self._pool, "thread_local")  # other threads move KV meanwhile
         try:
             run()
-        finally:
-            graph.capture_end()
+        except BaseException:
+            with suppress(RuntimeError):  # what went wrong is more worth telling than that the capture did
+                graph.capture_end()
+            raise
+        graph.capture_end()
         return graph.replay
 
     def elapsed_s(self, run: Run) -> float:

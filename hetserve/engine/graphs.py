@@ -118,10 +118,13 @@ class Captured:
         dtype: torch.dtype,
         attention: Attending | None,
     ) -> None:
-        self._model, self._batch, self._dtype = model, batch, dtype
+        self._model, self._batch = model, batch
         self._kept = hidden
         self._hidden = None if hidden is None else torch.empty_like(hidden)  # a pass overwrites its input, and made-up rows would grow beyond bounds
         self._attended = torch.zeros((batch.rows, spec.q_dim), dtype=dtype, device=at.device)
+        # A replay runs no Python: whatever a piece leaves for what is launched between pieces must lie where it lay when it was captured.
+        widths = (spec.q_dim, spec.kv_dim, spec.kv_dim)
+        self._qkv = tuple(torch.zeros((batch.rows, width), dtype=dtype, device=at.device) for width in widths)
         pieces: list[Run] = []
         if attention is not None:
             pieces.append(lambda: self._all(attention))
@@ -171,5 +174,5 @@ class Captured:
         self._out = self._model.leave(self._stream)
 
     def _project(self, layer: int) -> None:
-        q, k, v = self._model.before(layer, self._stream, self._batch)
-        self._qkv = (q, k, v) if q.dtype == self._dtype else (q.to(self._dtype), k.to(self._dtype), v.to(self._dtype))
+        for kept, new in zip(self._qkv, self._model.before(layer, self._stream, self._batch), strict=True):
+            kept.copy_(new)

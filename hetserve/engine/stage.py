@@ -97,6 +97,8 @@ class PrimaryPart:
             return None
         passed_s = time.perf_counter()
         tokens, logprobs = self._sample(out, seqs, rows.sampled)
+        if not len(tokens):
+            self._at.synchronize()  # nobody has waited yet, and a step that is reported is done
         end_s = time.perf_counter()
         parts_s = {"prepare": ready_s - begin_s, "model": passed_s - ready_s, "sample": end_s - passed_s, "remote": attend.waited_s}
         self._note_lost()

@@ -67,6 +67,7 @@ class Worker:
         except torch.OutOfMemoryError:
             said = f"device {config.device!r} has too little memory for its weights and KV pages: another process may hold some of it"
             raise ResourceError(said, "a smaller memory budget in the cluster file leaves more room") from None
+        at.synchronize()  # the zeros of all pages are there before the first move
         gpus = frozenset(gpu.device for gpu in config.gpus)
         self._mover = Mover(config.device, config.groups, self._memories, self._progress, self._links[MOVES], report, config.peer_s, gpus, at)
 

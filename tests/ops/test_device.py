@@ -246,7 +246,7 @@ def test_pages_of_sixteen_tokens_are_whole_products() -> None:
 # ------------------------------------------------------------------------------------------------------- memory that is elsewhere
 
 
-def test_pages_go_to_and_from_pinned_memory() -> None:
+def test_cuda_pages_go_to_and_from_pinned_memory() -> None:
     """Rows and whole pools, in either order of the page, without a copy between."""
     need_gpu()
     ids = torch.tensor([4, 0, 2], dtype=torch.int32, device="cuda")
@@ -269,7 +269,7 @@ def test_pages_go_to_and_from_pinned_memory() -> None:
     assert same_bits(fresh[:, ids.long()].cpu(), memory[:, ids.long()].cpu())
 
 
-def test_memory_that_a_gpu_does_not_reach_is_refused() -> None:
+def test_cuda_memory_that_a_gpu_does_not_reach_is_refused() -> None:
     need_gpu()
     memory = torch.zeros(5 * 2 * PAGE_TOKENS * 64, dtype=torch.bfloat16)
     pool, host = (_C.KvPool(one, 1, 5, PAGE_TOKENS, 64, "bfloat16", "plain") for one in (memory.cuda(), memory))
@@ -281,7 +281,7 @@ def test_memory_that_a_gpu_does_not_reach_is_refused() -> None:
 
 
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
-def test_pages_go_from_one_gpu_to_another() -> None:
+def test_cuda_pages_go_from_one_gpu_to_another() -> None:
     if not torch.cuda.can_device_access_peer(0, 1):
         pytest.skip("no path between the two")
     memory = torch.randn(5, 2, PAGE_TOKENS * 64).bfloat16().to("cuda:0")

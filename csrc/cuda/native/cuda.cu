@@ -28,8 +28,12 @@ int cuda_use_device(int device) {
 }
 
 bool cuda_reaches(int device, const void* memory) {
+  if (memory == nullptr) return true;  // of nothing
   cudaPointerAttributes at{};
-  cuda::check(cudaPointerGetAttributes(&at, memory), "where memory is");
+  if (cudaPointerGetAttributes(&at, memory) != cudaSuccess) {
+    cudaGetLastError();  // not to be found by the next launch
+    return false;
+  }
   if (at.type != cudaMemoryTypeDevice || at.device == device) return at.type != cudaMemoryTypeUnregistered;
   int can = 0;
   cuda::check(cudaDeviceCanAccessPeer(&can, device, at.device), "a path between two devices");
@@ -37,12 +41,8 @@ bool cuda_reaches(int device, const void* memory) {
   const int before = cuda_use_device(device);
   const cudaError_t opened = cudaDeviceEnablePeerAccess(at.device, 0);
   cuda_use_device(before);
-  if (opened == cudaErrorPeerAccessAlreadyEnabled) {
-    cudaGetLastError();  // it is no error, and must not be found by the next launch
-    return true;
-  }
-  cuda::check(opened, "a path between two devices");
-  return true;
+  if (opened != cudaSuccess) cudaGetLastError();  // not to be found by the next launch either
+  return opened == cudaSuccess || opened == cudaErrorPeerAccessAlreadyEnabled;
 }
 
 int cuda_blocks(int device) {

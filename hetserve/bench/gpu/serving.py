@@ -92,7 +92,7 @@ def generate(model: Any, asks: Sequence[Ask]) -> list[Answer]:
     ids = torch.tensor([[0] * (width - len(ask.prompt)) + list(ask.prompt) for ask in asks])
     mask = torch.tensor([[0] * (width - len(ask.prompt)) + [1] * len(ask.prompt) for ask in asks])
     watch = Watch()
-    lengths = {"max_new_tokens": most, "min_new_tokens": 0}
+    lengths = {"max_new_tokens": most, "min_new_tokens": most}
     model.generate(ids, attention_mask=mask, **lengths, do_sample=False, eos_token_id=None, pad_token_id=0, streamer=watch)
     tokens = [list(column) for column in zip(*watch.tokens, strict=True)]
     return [Answer(mine[: ask.output_tokens], watch.at_s[: ask.output_tokens]) for ask, mine in zip(asks, tokens, strict=True)]
