@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 from hetserve.errors import ResourceError, SpecError, UnsupportedError
+from hetserve.spec.links import Link, Node, between, check_links, check_nodes
 from hetserve.spec.strict import build
 
 CPU, CUDA, EMULATED = "cpu", "cuda", "cuda-emulated"
@@ -58,28 +60,11 @@ class Device:
     stretch: Stretch | None = None
     node: str = ""  # empty: the node the controller runs on
     index: int = 0  # which GPU of its node; of a CPU nothing
+    gpu: str = ""  # which GPU it is, as the catalog calls it; empty: nobody said
 
     @property
     def is_gpu(self) -> bool:
         return self.kind != CPU
-
-
-@dataclass(frozen=True)
-class Node:
-    """One machine of a cluster of several."""
-
-    name: str
-
-
-@dataclass(frozen=True)
-class Link:
-    """One direction between two devices, as declared. `emulate`: to be enforced by delay and pacing, whatever the machine could do."""
-
-    source: str
-    target: str
-    latency_s: float
-    bytes_per_s: float
-    emulate: bool = False
 
 
 @dataclass(frozen=True)
@@ -95,8 +80,20 @@ class Cluster:
         return {device.name: device for device in self.devices}[name]
 
     def link(self, source: str, target: str) -> Link | None:
-        """The declared link from one device to another, if there is one."""
-        return next((link for link in self.links if (link.source, link.target) == (source, target)), None)
+        """The declared link from one device to another, if there is one, or what their nodes say of it: within a node its inside, between two the
+        slower of what they say of their outsides."""
+        links, nodes = self._lookup
+        known = links.get((source, target))
+        if known is not None or source == target:
+            return known
+        wire = between(nodes.get(source), nodes.get(target))
+        return Link(source, target, wire.latency_s, wire.bytes_per_s) if wire is not None else None
+
+    @cached_property
+    def _lookup(self) -> tuple[dict[tuple[str, str], Link], dict[str, Node]]:
+        """Links by their ends; the nodes of devices whose node says anything."""
+        nodes = {node.name: node for node in self.nodes if node.inside or node.outside}
+        return {(link.source, link.target): link for link in self.links}, {one.name: nodes[one.node] for one in self.devices if one.node in nodes}
 
     @property
     def emulated(self) -> bool:
@@ -120,6 +117,8 @@ class _Device:
     isa: str = ""
     stretch: Stretch | None = None
     node: str = ""
+    gpu: str = ""
+    count: int = 1  # so many alike; with more than one they are called NAME-0, NAME-1 and so on, GPUs by their index
 
 
 @dataclass(frozen=True)
@@ -152,9 +151,9 @@ def parse_cluster(data: dict[str, Any], host: Host, where: str) -> Cluster:
     """
     file = build(_File, data, where)
     _check_nodes(file.node, file.device, where)
-    devices = tuple(_device(declared, host, where) for declared in file.device)
+    devices = tuple(_device(one, host, where) for declared in file.device for one in _each(declared, where))
     _check_apart(devices, where)
-    _check_links(file.link, devices, where)
+    check_links(file.link, {device.name for device in devices}, where)
     return Cluster(file.cluster.name, resolve_cores(file.cluster.control_cores, host, where), devices, file.node, file.link)
 
 
@@ -227,12 +226,25 @@ def parse_bytes(text: str | int, where: str, whole_bytes: int | None = None) -> 
     return size_bytes
 
 
+def _each(declared: _Device, where: str) -> list[_Device]:
+    """The devices that one [[device]] stands for."""
+    if declared.count < 1:
+        raise SpecError(f"{where}: device {declared.name!r} must be there at least once, got count {declared.count}")
+    if declared.count == 1:
+        return [declared]
+    first = declared.index or 0
+    indices = [first + number if declared.kind != CPU else declared.index for number in range(declared.count)]
+    return [replace(declared, name=f"{declared.name}-{number}", index=index, count=1) for number, index in enumerate(indices)]
+
+
 def _device(declared: _Device, host: Host, where: str) -> Device:
     device = f"{where}: device {declared.name!r}"
     if declared.kind not in KINDS:
         raise UnsupportedError(f"{device} is of kind {declared.kind!r}", f"supported kinds: {', '.join(KINDS)}")
     if declared.kind == CPU and declared.index is not None:
         raise SpecError(f"{device} is a CPU and has an index", "cores says which part of the CPU it is; index is a GPU's")
+    if declared.kind == CPU and declared.gpu:
+        raise SpecError(f"{device} is a CPU and names a GPU, {declared.gpu!r}")
     if declared.kind != CPU:
         return _gpu(declared, host, device)
     if declared.stretch and not (declared.stretch.dense >= 1 and declared.stretch.attention >= 1):
@@ -261,7 +273,7 @@ def _gpu(declared: _Device, host: Host, device: str) -> Device:
     if whole_bytes is not None and memory_bytes > whole_bytes:
         raise ResourceError(f"{device} is to have {memory_bytes / 2**30:.1f} GiB of a GPU with {whole_bytes / 2**30:.1f}")
     cores = resolve_cores(declared.cores or "first", host, device)
-    return Device(declared.name, declared.kind, cores, "", memory_bytes, None, declared.node, index)
+    return Device(declared.name, declared.kind, cores, "", memory_bytes, None, declared.node, index, declared.gpu)
 
 
 def _check_apart(devices: tuple[Device, ...], where: str) -> None:
@@ -279,29 +291,8 @@ def _check_apart(devices: tuple[Device, ...], where: str) -> None:
 
 
 def _check_nodes(nodes: tuple[Node, ...], devices: tuple[_Device, ...], where: str) -> None:
-    names = [node.name for node in nodes]
-    for name in names:
-        if names.count(name) > 1:
-            raise SpecError(f"{where}: two nodes are called {name!r}")
+    check_nodes(nodes, where)
+    names = {node.name for node in nodes}
     for device in devices:
         if device.node and device.node not in names:
             raise SpecError(f"{where}: device {device.name!r} is on node {device.node!r}, which no [[node]] declares")
-
-
-def _check_links(links: tuple[Link, ...], devices: tuple[Device, ...], where: str) -> None:
-    names = {device.name for device in devices}
-    seen: set[tuple[str, str]] = set()
-    for link in links:
-        what = f"{where}: the link from {link.source!r} to {link.target!r}"
-        for end in (link.source, link.target):
-            if end not in names:
-                raise SpecError(f"{what} names a device that is not there", f"devices: {', '.join(sorted(names))}")
-        if link.source == link.target:
-            raise SpecError(f"{what} leads nowhere")
-        if (link.source, link.target) in seen:
-            raise SpecError(f"{what} is declared twice")
-        seen.add((link.source, link.target))
-        if not 0 < link.bytes_per_s < float("inf"):
-            raise SpecError(f"{what} must carry more than 0 bytes per second, got {link.bytes_per_s:g}", "leave a device out rather than its link")
-        if not 0 <= link.latency_s < float("inf"):
-            raise SpecError(f"{what} must have a latency of at least 0 seconds, got {link.latency_s:g}")
