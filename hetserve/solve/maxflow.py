@@ -44,7 +44,7 @@ def max_flow(tails: ArrayLike, heads: ArrayLike, capacities: ArrayLike, source: 
     capacities = np.asarray(capacities, float)
     if not (capacities >= 0).all():
         raise ValueError("capacities must be numbers of at least 0")
-    limit = min(capacities[tails == source].sum(), capacities[heads == sink].sum())  # no flow is larger
+    limit = float(min(capacities[tails == source].sum(), capacities[heads == sink].sum()))  # no flow is larger
     if np.isinf(limit):
         finite = capacities[np.isfinite(capacities)].sum()
         limit = finite + 1.0  # only an endless way could pass more
@@ -56,7 +56,7 @@ def max_flow(tails: ArrayLike, heads: ArrayLike, capacities: ArrayLike, source: 
     status = solver.solve(source, sink)
     assert status == solver.OPTIMAL, status
     flows = np.asarray(solver.flows(arcs), np.int64)
-    total = float(solver.optimal_flow()) * unit
+    total = float(solver.optimal_flow() * unit)
     if np.isinf(capacities).any() and total > limit * (1 - 1e-9):
         raise ValueError("there is a way of endless capacity from source to sink")
     near = np.zeros(int(max(tails.max(initial=0), heads.max(initial=0), source, sink)) + 1, bool)

@@ -1,0 +1,166 @@
+"""A cluster and its costs as the HexGen-2 planner sees them: a Site, a Demand, and stage costs from the same formulas that dispatcher and simulator
+ask.
+
+Chosen here: a stage's time and bytes are made linear in its layers from two stages of different length; d ranks take a d-th of everything but the
+fixed time of a step, and two ring all-reduces a layer, 4 (d - 1) (latency + message / (d * bandwidth)) together, over the slowest link among them
+(papers/hexgen2.md 3, C1). Only GPUs share layers: the CPU engine has one primary device a stage. How devices slow each other (`Costs.contention`) is
+not looked at.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable
+from dataclasses import dataclass
+from itertools import product
+from math import prod
+
+import numpy as np
+
+from hetserve.planner.case import KV_BYTES, Case
+from hetserve.planner.hexgen2.site import Bytes, Demand, Floats, Ranks, Seconds, Site
+from hetserve.spec.cluster import Device
+from hetserve.spec.model import DTYPE_BYTES
+from hetserve.spec.tensors import tensor_shapes
+
+MOST_RANKS = 8  # of a stage
+
+
+def demand_of(case: Case) -> Demand:
+    """What the case's load and options ask for."""
+    work, options = case.workload, case.options
+    longest = max(work.input_tokens + work.output_tokens, options.max_model_len)
+    return Demand(work.input_tokens, work.output_tokens, longest, min(options.max_seqs, work.concurrency), options.steps_in_flight)
+
+
+def site_of(case: Case) -> Site:
+    """The cluster's devices, in its order."""
+    devices = case.cluster.devices
+    kinds: dict[Hashable, int] = {}
+    numbers = [kinds.setdefault(kind_of(device), len(kinds)) for device in devices]
+    nodes = {name: number for number, name in enumerate(dict.fromkeys(device.node for device in devices))}
+    latency_s, bytes_per_s = _links(case)
+    ranks = [tuple(one for one in (1, 2, 4, 8) if case.model.kv_heads % one == 0 and one <= MOST_RANKS)] * len(kinds)
+    for device, number in zip(devices, numbers, strict=True):
+        if not device.is_gpu:
+            ranks[number] = (1,)
+    return Site(
+        names=tuple(device.name for device in devices),
+        kinds=np.array(numbers),
+        nodes=np.array([nodes[device.node] for device in devices]),
+        memory_bytes=np.array([float(device.memory_bytes) for device in devices]),
+        kv_bytes=np.array([_most_kv(case, device) for device in devices]),
+        latency_s=latency_s,
+        bytes_per_s=bytes_per_s,
+        degrees=tuple(ranks),
+    )
+
+
+def kind_of(device: Device) -> Hashable:
+    """What makes two devices compute alike, with as much memory."""
+    return (device.kind, device.isa, 0 if device.is_gpu else len(device.cores), str(device.stretch), device.gpu, device.memory_bytes)
+
+
+@dataclass(frozen=True)
+class CaseCosts:
+    """Implements StageCosts.
+
+    Args:
+        examples: kind -> the name of a device of that kind.
+    """
+
+    case: Case
+    examples: tuple[str, ...]
+
+    @property
+    def layers(self) -> int:
+        return self.case.model.layers
+
+    @property
+    def kv_heads(self) -> int:
+        return self.case.model.kv_heads
+
+    @property
+    def kv_bytes(self) -> float:
+        return self.case.model.kv_bytes_per_token(self.case.dtype) / self.layers
+
+    def row_bytes(self) -> float:
+        return float(self.case.model.hidden * DTYPE_BYTES[self.case.dtype])
+
+    def bytes(self, ranks: Ranks) -> Bytes:
+        """Weights are shared by the ranks, workspace is not."""
+        layers = self.layers
+        if layers < 3:  # a stage may be all of it: count each piece as if it came with everything
+            return Bytes(0.0, 0.0, self._used(ranks, (0, 1)), self._used(ranks, (layers - 1, layers)) if layers > 1 else 0.0)
+        one, two = self._used(ranks, (1, 2)), self._used(ranks, (0, 2))
+        first, last = self._used(ranks, (0, 1)), self._used(ranks, (layers - 1, layers))
+        layer = two - first
+        table = self._weights((layers - 1, layers)) - self._weights((1, 2))
+        return Bytes(one - layer, layer / ranks.count, (first - one) / ranks.count, last - one - table + table / ranks.count)
+
+    def prefill(self, ranks: Ranks, tokens: float) -> Seconds:
+        """In chunks as large as a step, as the engine computes it."""
+        steps = max(1.0, tokens / self.case.options.max_step_tokens)
+        chunk = round(tokens / steps)
+        return self._seconds(ranks, steps, chunk, 1, 0, tokens**2 / 2 / steps)
+
+    def decode(self, ranks: Ranks, sequences: float, context: float) -> Seconds:
+        whole = max(1, round(sequences))
+        return self._seconds(ranks, 1.0, whole, whole, round(context), 0.0)
+
+    def _seconds(self, ranks: Ranks, steps: float, tokens: int, samples: int, context: int, pairs: float) -> Seconds:
+        def stage_s(first: int, last: int, sampled: int) -> float:
+            return self.case.step(self.examples[ranks.kind], (first, last), self.case.dtype).step_s(tokens, sampled, context, pairs)
+
+        layers = self.layers
+        if layers == 1:
+            fixed_s, layer_s, head_s = 0.0, stage_s(0, 1, 0), stage_s(0, 1, samples) - stage_s(0, 1, 0)
+        else:
+            one_s = stage_s(0, 1, 0)
+            layer_s = (stage_s(0, layers - 1, 0) - one_s) / (layers - 2) if layers > 2 else one_s
+            fixed_s, head_s = one_s - layer_s, stage_s(layers - 1, layers, samples) - one_s
+        reduce_s = 4 * (ranks.count - 1) * (ranks.latency_s + tokens * self.row_bytes() / (ranks.count * ranks.bytes_per_s))
+        return Seconds(steps * max(0.0, fixed_s), steps * (layer_s / ranks.count + reduce_s), max(0.0, head_s) / ranks.count)
+
+    def _used(self, ranks: Ranks, layers: tuple[int, int]) -> float:
+        """Bytes beside KV of an undivided stage."""
+        name = self.examples[ranks.kind]
+        return float(self.case.device(name).memory_bytes - self.case.primary_room(name, layers, self.case.dtype))
+
+    def _weights(self, layers: tuple[int, int]) -> float:
+        return float(sum(prod(shape) for shape in tensor_shapes(self.case.model, *layers).values()) * DTYPE_BYTES[self.case.dtype])
+
+
+def costs_of(case: Case) -> CaseCosts:
+    """Costs whose kinds are numbered as the site's."""
+    examples: dict[Hashable, str] = {}
+    for device in case.cluster.devices:
+        examples.setdefault(kind_of(device), device.name)
+    return CaseCosts(case, tuple(examples.values()))
+
+
+def _most_kv(case: Case, device: Device) -> float:
+    """What KV may take at most: of a GPU all there is, unless told otherwise."""
+    return float(case.options.kv_memory_bytes or (np.inf if device.is_gpu else KV_BYTES))
+
+
+def _links(case: Case) -> tuple[Floats, Floats]:
+    """Latency and bandwidth of every pair. Pairs of machines whose links nobody declared or measured one by one are asked once."""
+    names = [device.name for device in case.cluster.devices]
+    nodes = [device.node for device in case.cluster.devices]
+    count = len(names)
+    latency_s, bytes_per_s = np.zeros((count, count)), np.full((count, count), np.inf)
+    single = {(link.source, link.target) for link in case.cluster.links}
+    measured = case.options.profile is not None
+    known: dict[tuple[str, str], tuple[float, float]] = {}
+    for a, b in product(range(count), range(count)):
+        if a == b:
+            continue
+        alone = measured or (names[a], names[b]) in single
+        rates = None if alone else known.get((nodes[a], nodes[b]))
+        if rates is None:
+            link = case.costs.link_cost(names[a], names[b])
+            rates = (link.beta_s, link.bytes_per_s)
+            if not alone:
+                known[nodes[a], nodes[b]] = rates
+        latency_s[a, b], bytes_per_s[a, b] = rates
+    return latency_s, bytes_per_s

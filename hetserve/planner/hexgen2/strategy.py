@@ -1,0 +1,274 @@
+"""How one group runs the model best: its stages, their layers, how many sequences it holds, and how many requests a second that makes.
+
+Prefill: of all shapes the one with the least latency (the paper's rule), one prompt at a time, or, if asked for, with the highest rate. Decode: the
+highest rate. Layers are cut for the shortest cycle in both cases, so that a pipeline of equal devices is cut evenly although no cut changes its
+latency. Chosen here: a pipeline has as many steps on its way at once as the runtime allows (`Demand.waves`); a stage's time has its hop to the next
+in it.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from itertools import pairwise
+from math import floor, inf
+
+import numpy as np
+
+from hetserve.planner.hexgen2.shapes import Stages, shapes
+from hetserve.planner.hexgen2.site import PREFILL, Demand, Ranks, Remembered, Seconds, Site, StageCosts
+from hetserve.solve.fill import cycle_s as cycle_of
+from hetserve.solve.fill import shortest_cycle
+
+TRIED = (1.0, 0.85, 0.7, 0.5, 0.3, 0.15)  # of the most sequences that a shape can hold: fewer leave more freedom to cut layers
+
+NEAR = 0.998  # of what no cut exceeds: good enough to look at no other number of sequences
+
+
+@dataclass(frozen=True)
+class Strategy:
+    stages: Stages
+    layers: tuple[int, ...]  # of each stage
+    sequences: float  # at once
+    latency_s: float  # of a prompt, or of one decode step
+    rate: float  # requests per second
+
+    def renamed(self, devices: Sequence[int]) -> Strategy:
+        """The same on other devices: number i becomes devices[i]."""
+        stages = tuple(tuple(devices[one] for one in stage) for stage in self.stages)
+        return Strategy(stages, self.layers, self.sequences, self.latency_s, self.rate)
+
+
+@dataclass
+class Strategies:
+    """Answers for any group, each looked for once; groups that are alike to the costs share an answer.
+
+    Args:
+        fastest_prefill: prefill groups, too, take the strategy with the highest rate.
+    """
+
+    site: Site
+    costs: StageCosts
+    demand: Demand
+    fastest_prefill: bool = False
+    searched: int = 0  # groups that no other was like
+    _alike: dict[tuple[bytes, str], Strategy | None] = field(default_factory=dict)  # in numbers of places in the canonical order
+    _known: dict[tuple[tuple[int, ...], str], Strategy | None] = field(default_factory=dict)
+    _between: dict[tuple[tuple[int, ...], tuple[int, ...]], tuple[tuple[float, float], ...]] = field(default_factory=dict)
+    _stages: dict[tuple[int, ...], Ranks] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.asked = Remembered(self.costs, self.demand)
+
+    def best(self, devices: tuple[int, ...], role: str) -> Strategy | None:
+        """None: they do not hold the model and a sequence."""
+        known = self._known.get((devices, role), ...)
+        if known is ...:
+            order, key = self._canonical(devices)
+            if (key, role) not in self._alike:
+                self.searched += 1
+                found = self._search(order, role)
+                self._alike[key, role] = found and _positions(found, order)
+            like = self._alike[key, role]
+            known = self._known[devices, role] = like and like.renamed(order)
+        return known
+
+    def rate(self, devices: tuple[int, ...], role: str) -> float:
+        """Requests per second; 0: they do not hold the model."""
+        found = self.best(devices, role)
+        return found.rate if found is not None else 0.0
+
+    def _canonical(self, devices: Sequence[int]) -> tuple[list[int], bytes]:
+        """The devices in an order that like groups share, and what a group looks like to the costs."""
+        site = self.site
+        nodes, kinds = site.nodes[list(devices)].tolist(), site.kinds[list(devices)].tolist()
+        counts = Counter(zip(nodes, kinds, strict=True))
+        content = {node: sorted((kind, -counts[node, kind]) for kind in set(kinds) if counts[node, kind]) for node in set(nodes)}
+        ranked = sorted((content[node], node, kind, device) for node, kind, device in zip(nodes, kinds, devices, strict=True))
+        order = [device for *_, device in ranked]
+        key = np.array([kind for _, _, kind, _ in ranked]).tobytes() + site.link_kinds[np.ix_(order, order)].tobytes()
+        return order, key
+
+    def _search(self, devices: list[int], role: str) -> Strategy | None:
+        tried = [_Shape(self, stages) for stages in shapes(self.site, devices, self.costs.layers)]
+        if role == PREFILL:
+            prompts = [one for shape in tried if (one := shape.prefill()) is not None]
+            return max(prompts, key=lambda one: self._key(one, role), default=None)
+        best: Strategy | None = None
+        for bound, shape in sorted(((shape.most_rate, shape) for shape in tried), key=lambda one: -one[0]):
+            if bound <= (best.rate if best else 0.0):
+                break
+            one = shape.decode()
+            if one is not None and (best is None or self._key(one, role) > self._key(best, role)):
+                best = one
+        return best
+
+    def links(self, source: tuple[int, ...], target: tuple[int, ...]) -> tuple[tuple[float, float], ...]:
+        """(seconds, bytes per second) of the links between two stages; equal ones once."""
+        known = self._between.get((source, target))
+        if known is None:
+            where = np.ix_(source, target)
+            pairs = zip(self.site.latency_s[where].flat, self.site.bytes_per_s[where].flat, strict=True)
+            known = self._between[source, target] = tuple({(float(latency_s), float(speed)) for latency_s, speed in pairs})
+        return known
+
+    def ranks(self, stage: tuple[int, ...]) -> Ranks:
+        known = self._stages.get(stage)
+        if known is None:
+            known = self._stages[stage] = ranks_of(self.site, stage)
+        return known
+
+    def _key(self, one: Strategy, role: str) -> tuple[float, float]:
+        if role == PREFILL and not self.fastest_prefill:
+            return (-round(one.latency_s, 12), one.rate)
+        return (one.rate, -one.latency_s)
+
+
+class _Shape:
+    """One way to lay a group out, with what does not depend on the cut of the layers."""
+
+    def __init__(self, owner: Strategies, stages: Stages) -> None:
+        site, self.asked, self.demand = owner.site, owner.asked, owner.demand
+        self.stages, self.layers = stages, owner.costs.layers
+        self.ranks = [owner.ranks(stage) for stage in stages]
+        self.hops = [owner.links(source, target) for source, target in pairwise(stages)]
+        self.waves = min(len(stages), self.demand.waves)
+        self.kv = [owner.costs.kv_bytes / len(stage) for stage in stages]  # of a token and layer on each rank
+        self.row_bytes = owner.costs.row_bytes()
+        last = len(stages) - 1
+        self.held, self.layer = [], []
+        for number, ranks in enumerate(self.ranks):
+            held = self.asked.bytes(ranks)
+            self.held.append(held.fixed + held.first * (number == 0) + held.last * (number == last))
+            self.layer.append(held.layer)
+        self.memory = [float(site.memory_bytes[stage[0]]) for stage in stages]
+        self.kv_most = [float(site.kv_bytes[stage[0]]) for stage in stages]
+
+    def prefill(self) -> Strategy | None:
+        """One prompt in each wave."""
+        demand = self.demand
+        most = self._most_layers(max(demand.longest, self.waves * demand.input_tokens))
+        fixed_s, slopes = self._times([self.asked.prefill(ranks) for ranks in self.ranks], demand.input_tokens)
+        cut = shortest_cycle(self.layers, fixed_s, slopes, most, self.waves)
+        if cut is None:
+            return None
+        cycle_s, counts = cut
+        latency_s = sum(fixed_s) + sum(slope * count for slope, count in zip(slopes, counts, strict=True))
+        return Strategy(self.stages, tuple(counts), self.waves, latency_s, 1 / cycle_s)
+
+    def decode(self) -> Strategy | None:
+        """With as many sequences as pay; fewer are not tried where that can gain nothing."""
+        best: Strategy | None = None
+        for sequences in dict.fromkeys(max(floor(part * self.most), self.waves) for part in TRIED):
+            one = self._decode(sequences)
+            if one is not None and (best is None or one.rate > best.rate):
+                best = one
+            if best is not None and best.rate >= NEAR * self.most_rate:
+                break
+        return best
+
+    def _decode(self, sequences: float) -> Strategy | None:
+        """With layers cut for so many sequences, and then as many as that cut holds."""
+        fixed_s, slopes = self._decode_times(sequences)
+        most = self._most_layers(max(self.demand.longest, sequences * self.demand.held))
+        cut = shortest_cycle(self.layers, fixed_s, slopes, most, self.waves)
+        if cut is None:
+            return None
+        cycle_s, counts = cut
+        held = self._sequences(counts)
+        if held > sequences:
+            sequences = held
+            cycle_s = cycle_of(counts, *self._decode_times(sequences), self.waves)
+        rate = most_rate(sequences / self.waves, cycle_s, self.demand)
+        return Strategy(self.stages, tuple(counts), sequences, cycle_s * self.waves, rate)
+
+    @cached_property
+    def most(self) -> float:
+        """Sequences at once, over all cuts of the layers."""
+        return self._most_sequences()
+
+    @cached_property
+    def most_rate(self) -> float:
+        """Requests per second that no cut of the layers exceeds; 0 where none fits."""
+        if self.most < self.waves:
+            return 0.0
+        fixed_s, slopes = self._decode_times(self.most)
+        even_s = (self.layers + sum(one / slope for one, slope in zip(fixed_s, slopes, strict=True))) / sum(1 / slope for slope in slopes)
+        least_s = max(even_s, (sum(fixed_s) + self.layers * min(slopes)) / self.waves)
+        return most_rate(self.most / self.waves, least_s, self.demand)
+
+    def _decode_times(self, sequences: float) -> tuple[list[float], list[float]]:
+        batch = sequences / self.waves
+        return self._times([self.asked.decode(ranks, batch) for ranks in self.ranks], batch)
+
+    def _times(self, seconds: Sequence[Seconds], tokens: float) -> tuple[list[float], list[float]]:
+        """Of each stage: what it takes beside its layers, its hop to the next stage included, and what a layer takes."""
+        fixed_s = [one.fixed_s for one in seconds]
+        fixed_s[-1] += seconds[-1].head_s
+        for number, links in enumerate(self.hops):
+            fixed_s[number] += hop_s(links, self.ranks[number + 1], tokens * self.row_bytes)
+        return fixed_s, [max(one.layer_s, 1e-12) for one in seconds]
+
+    def _most_layers(self, tokens: float) -> list[int]:
+        """How many layers each stage has room for with the KV of so many tokens."""
+        found = []
+        for memory, kv_most, held, layer, kv in zip(self.memory, self.kv_most, self.held, self.layer, self.kv, strict=True):
+            fits = (memory - held) / (layer + kv * tokens)
+            found.append(max(0, min(self.layers, floor(min(fits, kv_most / (kv * tokens)) + 1e-9))))
+        return found
+
+    def _most_sequences(self) -> float:
+        """At once, over all cuts of the layers; whole ones."""
+        demand, layers, stages = self.demand, self.layers, len(self.stages)
+
+        def fits(sequences: float) -> bool:
+            most = self._most_layers(max(demand.longest, sequences * demand.held))
+            return min(most) >= 1 and sum(most) >= layers
+
+        if stages > layers or not fits(1e-9):
+            return 0.0
+        if fits(demand.most_sequences):
+            return demand.most_sequences
+        low, high = 0, floor(demand.most_sequences) + 1
+        while high - low > 1:
+            middle = (low + high) // 2
+            low, high = (middle, high) if fits(middle) else (low, middle)
+        return low
+
+    def _sequences(self, counts: Sequence[int]) -> float:
+        """At once with these layers; whole ones."""
+        room = inf
+        for memory, kv_most, held, layer, kv, count in zip(self.memory, self.kv_most, self.held, self.layer, self.kv, counts, strict=True):
+            room = min(room, min(memory - held - layer * count, kv_most) / (kv * count))
+        return min(self.demand.most_sequences, floor(room / self.demand.held + 1e-9))
+
+
+def most_rate(batch: float, cycle_s: float, demand: Demand) -> float:
+    """Requests per second of a group whose stages finish a batch every cycle_s, each with one token of every answer."""
+    return batch / (cycle_s * demand.output_tokens)
+
+
+def ranks_of(site: Site, stage: Sequence[int]) -> Ranks:
+    """How a stage's devices look to the costs."""
+    if len(stage) == 1:
+        return Ranks(int(site.kinds[stage[0]]), 1)
+    apart = ~np.eye(len(stage), dtype=bool)
+    where = np.ix_(stage, stage)
+    return Ranks(int(site.kinds[stage[0]]), len(stage), float(site.latency_s[where][apart].max()), float(site.bytes_per_s[where][apart].min()))
+
+
+def hop_s(links: Iterable[tuple[float, float]], ranks: Ranks, size_bytes: float) -> float:
+    """Activations from stage to stage: to one rank over the fastest link, which hands them on (HexGen's code, cost_model.py: counted twice, as
+    scatter and gather)."""
+    there_s = min(latency_s + size_bytes / bytes_per_s for latency_s, bytes_per_s in links)
+    if ranks.count == 1:
+        return there_s
+    return there_s + 2 * (ranks.count - 1) * (ranks.latency_s + size_bytes / (ranks.count * ranks.bytes_per_s))
+
+
+def _positions(one: Strategy, order: Sequence[int]) -> Strategy:
+    """The strategy in numbers of places in `order`."""
+    places = {device: place for place, device in enumerate(order)}
+    return Strategy(tuple(tuple(places[device] for device in stage) for stage in one.stages), one.layers, one.sequences, one.latency_s, one.rate)

@@ -1,0 +1,132 @@
+"""How good HexGen-2's planner is and how long it takes, on made-up costs. Not a test: `python tests/planner/measure_hexgen2.py quality|speed [-o
+FILE]`.
+
+quality: random clusters of up to six devices against every layout there is (all partitions of all subsets, roles, ranks, orders and cuts of layers),
+with the same costs; nothing of a baseline is among the candidates. ablations: the three searches with equally many layouts. speed: one core, wall
+clock.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from hexgen2_cases import DEMAND, Sheets, best_of_all, het1, large_site, random_case
+
+from hetserve.machine import describe
+from hetserve.planner.hexgen2.genetic import evolve
+from hetserve.planner.hexgen2.limit import upper_bound
+from hetserve.planner.hexgen2.network import Network
+from hetserve.planner.hexgen2.search import METHODS, Search, improve
+from hetserve.planner.hexgen2.site import Demand, Site
+from hetserve.planner.hexgen2.strategy import Strategies
+
+SIZES = {"20": het1, "64": lambda: large_site(64), "320": lambda: large_site(320), "1024": lambda: large_site(1024)}
+
+
+def run(over: Site, costs: Sheets, demand: Demand, search: Search) -> dict[str, Any]:
+    """One search, from nothing."""
+    began_s, cpu_s = time.perf_counter(), time.process_time()
+    network = Network(over, Strategies(over, costs, demand, search.fastest_prefill))
+    outcome, progress = (evolve if search.method == "genetic" else improve)(network, search)
+    taken_s, cpu_s = time.perf_counter() - began_s, time.process_time() - cpu_s
+    found = {
+        "requests_per_s": outcome.total if outcome else 0.0,
+        "groups": len(outcome.layout.groups) if outcome else 0,
+        "taken_s": taken_s,
+        "cpu_s": cpu_s,
+    }
+    return {**found, "first": progress.first, "tried": progress.tried, "strategies": network.strategies.searched, "flows": network.solved}
+
+
+def quality(clusters: int, devices: int) -> dict[str, Any]:
+    """Ratios to the best layout, by rule for prefill strategies and by layouts looked at."""
+    kinds = {"default": Search(), "500 layouts": Search(tried=500), "fastest prefill": Search(fastest_prefill=True)}
+    ratios: dict[str, list[float]] = {name: [] for name in kinds}
+    against, gaps, empty = [], [], 0
+    for seed in range(clusters):
+        case = random_case(seed, devices - seed % 3)
+        best, freest = best_of_all(*case), best_of_all(*case, fastest_prefill=True)
+        for name, search in kinds.items():
+            found = run(*case, search)["requests_per_s"]
+            wanted = freest if search.fastest_prefill else best
+            if wanted:
+                ratios[name].append(found / wanted)
+            elif name == "default":
+                empty += 1
+                assert not found
+        if best:
+            against.append(best / freest)
+            gaps.append(1 - best / upper_bound(*case))
+        print(f"{seed + 1} of {clusters}", end="\r", flush=True)
+    told = {
+        name: {**spread(of), "below_0.99": len([one for one in of if one < 0.99]), "below_0.95": len([one for one in of if one < 0.95])}
+        for name, of in ratios.items()
+    }
+    extra = {"least_latency_against_fastest_prefill": spread(against), "gap_of_the_best_to_the_bound": spread(gaps), "nothing_fits": empty}
+    return {"clusters": clusters, "devices": f"{devices - 2} to {devices}", "ratio_to_the_best_layout": told, **extra}
+
+
+def spread(values: list[float]) -> dict[str, float]:
+    """Of ratios: the worst is the smallest."""
+    return {
+        "median": float(np.median(values)),
+        "mean": float(np.mean(values)),
+        "least": float(min(values)),
+        "most": float(max(values)),
+        "count": len(values),
+    }
+
+
+def ablations(seeds: int) -> dict[str, Any]:
+    """On the paper's setting 1, each search as many times as the paper ran it, with as many layouts."""
+    found = {}
+    for method in METHODS:
+        runs = [run(het1(), Sheets(), DEMAND, Search(method, seed=seed)) for seed in range(seeds)]
+        found[method] = {"requests_per_s": spread([one["requests_per_s"] for one in runs]), "taken_s": spread([one["taken_s"] for one in runs])}
+    return {"cluster": "2 H100, 6 A100, 4 L40, 8 A6000", "bound": upper_bound(het1(), Sheets(), DEMAND), **found}
+
+
+def speed(sizes: list[str]) -> dict[str, Any]:
+    """One search at each size."""
+    found = {}
+    for size in sizes:
+        over = SIZES[size]()
+        found[size] = {**run(over, Sheets(), DEMAND, Search()), "bound": upper_bound(over, Sheets(), DEMAND)}
+        print(size, found[size])
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("what", choices=["quality", "ablations", "speed"])
+    parser.add_argument("--clusters", type=int, default=200)
+    parser.add_argument("--devices", type=int, default=6)
+    parser.add_argument("--seeds", type=int, default=15)
+    parser.add_argument("--sizes", nargs="+", default=list(SIZES), choices=list(SIZES))
+    parser.add_argument("-o", "--output", type=Path)
+    given = parser.parse_args()
+    made = {
+        "quality": lambda: quality(given.clusters, given.devices),
+        "ablations": lambda: ablations(given.seeds),
+        "speed": lambda: speed(given.sizes),
+    }
+    result = {
+        "label": "computed",
+        "what": given.what,
+        "costs": "made up: tests/planner/hexgen2_cases.py",
+        **made[given.what](),
+        "machine": describe(),
+    }
+    text = json.dumps(result, indent=2) + "\n"
+    if given.output:
+        given.output.write_text(text)
+    print(text)
+
+
+if __name__ == "__main__":
+    main()
