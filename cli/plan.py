@@ -61,7 +61,7 @@ def _render(made: Plan, screen: Screen) -> None:
         for stage in group.stages:
             for pool in stage.pools:
                 role = f"primary, {stage.weights}" if pool.device in stage.primary else "attention"
-                tokens = pool.pages // shape.kv_heads * made.page_tokens
+                tokens = pool.pages * len(stage.primary) // shape.kv_heads * made.page_tokens  # ranks hold their own KV heads only
                 size_mib = pool.pages * pool.page_bytes / MIB
                 first, last = stage.layers
                 rows.append((number, group.role, f"{first} to {last - 1}", pool.device, role, f"{pool.pages:,}", f"{size_mib:,.0f}", f"{tokens:,}"))
@@ -76,11 +76,13 @@ def _render(made: Plan, screen: Screen) -> None:
 
 
 def _predict(made: Plan, screen: Screen) -> None:
-    """Steps of each stage's primary, as the costs see them."""
+    """Steps of each stage that one device computes, as the costs see them; of tensor-parallel ones the planner's notes tell."""
     from hetserve.cost.costs import Costs
 
     costs = Costs(made.model.shape, made.model.dtype, made.cluster, made.profile)
     for stage in (stage for group in made.groups for stage in group.stages):
+        if len(stage.primary) > 1:
+            continue
         (device,) = stage.primary
         step, weights = costs.stage_cost(device, stage.layers, stage.weights), costs.weight_bytes(device, stage.layers, stage.weights)
         decode_s, prefill_s = step.step_s(32, 32, 32 * 1024, 0.0), step.step_s(1024, 1, 0, 1024 * 512.0)

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from hetserve.errors import UsageError
 from hetserve.planner.hetis import plan_hetis
 from hetserve.planner.hexgen import plan_hexgen
+from hetserve.planner.hexgen2.plan import plan_hexgen2
 from hetserve.planner.options import Options
 from hetserve.planner.replicas import plan_replicas
 from hetserve.planner.splitwise import plan_splitwise
@@ -44,6 +45,7 @@ SYSTEMS = {
         System("replicas", plan_replicas, BY_SPEED),
         System("hexgen", plan_hexgen, BY_SPEED),
         System("splitwise", plan_splitwise, UNIFORM),
+        System("hexgen2", plan_hexgen2, UNIFORM),
     )
 }
 HEADS: dict[str, Heads] = {
