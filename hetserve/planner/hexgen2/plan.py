@@ -20,6 +20,7 @@ from hetserve.planner.hexgen2.site import ROLES
 from hetserve.planner.hexgen2.strategy import Strategies, ranks_of
 from hetserve.planner.hexgen2.told import Found, notes
 from hetserve.planner.options import Options
+from hetserve.planner.why import unmeasured
 from hetserve.spec.cluster import Cluster
 from hetserve.spec.model import ModelSpec
 from hetserve.spec.plan import MOST_PAGES, PAGE_TOKENS, Flow, Group, Limits, Plan, PlanModel, Pool, Stage, page_bytes
@@ -40,7 +41,8 @@ def plan_hexgen2(cluster: Cluster, model: ModelSpec, workload: Workload | None, 
     sent = {source: sum(rate for (one, _), rate in arcs if one == source) for (source, _), _ in arcs}
     flow = tuple(Flow(source, target, min(1.0, rate / sent[source])) for (source, target), rate in arcs)
     limits = Limits(_model_len(case, groups), options.max_seqs, options.max_step_tokens, options.steps_in_flight, options.max_waiting)
-    return Plan("hexgen2", PlanModel(model, case.dtype), cluster, limits, groups, flow, profile=options.profile, notes=notes(found, search))
+    told = (*notes(found, search), *unmeasured(case))
+    return Plan("hexgen2", PlanModel(model, case.dtype), cluster, limits, groups, flow, profile=options.profile, notes=told)
 
 
 def find(case: Case, search: Search) -> Found:
