@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.linalg import eigh
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
@@ -50,6 +49,8 @@ def fiedler(weights: Floats) -> Floats:
 
     The sign is the one that puts the first node on the left.
     """
+    from scipy.linalg import eigh  # here: a machine that only runs plans may lack it
+
     root = 1 / np.sqrt(np.maximum(weights.sum(axis=1), 1e-300))
     laplacian = np.eye(len(root)) - root[:, None] * weights * root
     _, vectors = eigh(laplacian, subset_by_index=[0, 1])
