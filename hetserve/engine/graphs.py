@@ -123,8 +123,8 @@ class Captured:
         self._hidden = None if hidden is None else torch.empty_like(hidden)  # a pass overwrites its input, and made-up rows would grow beyond bounds
         self._attended = torch.zeros((batch.rows, spec.q_dim), dtype=dtype, device=at.device)
         # A replay runs no Python: whatever a piece leaves for what is launched between pieces must lie where it lay when it was captured.
-        widths = (spec.q_dim, spec.kv_dim, spec.kv_dim)
-        self._qkv = tuple(torch.zeros((batch.rows, width), dtype=dtype, device=at.device) for width in widths)
+        keys = torch.zeros((batch.rows, spec.kv_dim), dtype=dtype, device=at.device)
+        self._qkv = (torch.zeros_like(self._attended), keys, torch.zeros_like(keys))
         pieces: list[Run] = []
         if attention is not None:
             pieces.append(lambda: self._all(attention))

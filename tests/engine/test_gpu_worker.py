@@ -94,7 +94,8 @@ def held(owner: Captured) -> dict[str, list[torch.Tensor]]:
 
 
 def restore(owner: Captured, tensors: dict[str, list[torch.Tensor]]) -> None:
-    owner._qkv = tuple(tensors["qkv"])
+    q, k, v = tensors["qkv"]
+    owner._qkv = (q, k, v)
     owner._stream = Stream(*tensors["stream"])
     (owner._out,) = tensors["out"]
 
