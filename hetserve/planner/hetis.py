@@ -69,9 +69,9 @@ def plan_hetis(cluster: Cluster, model: ModelSpec, workload: Workload | None, op
     return finish(case, "hetis", best.groups, _notes(case, best, tried, removals), online)
 
 
-def kind_of(device: Device) -> tuple[str, str, int, str]:
+def kind_of(device: Device) -> tuple[str, str, str, int, str]:
     """What makes two devices of one type. A GPU's cores are its worker's process's, which waits on them."""
-    return (device.kind, device.isa, 0 if device.is_gpu else len(device.cores), str(device.stretch))
+    return (device.kind, device.gpu, device.isa, 0 if device.is_gpu else len(device.cores), str(device.stretch))
 
 
 def layer_times(case: Case, devices: list[str], work: Load) -> tuple[list[float], list[float]]:
@@ -104,7 +104,7 @@ def exclude(case: Case, devices: list[str], delta: float) -> tuple[Removal, ...]
 
 def _instances(cluster: Cluster) -> list[int]:
     """Numbers of instances over which each type's devices divide evenly (step 1)."""
-    counts: dict[tuple[str, str, int, str], int] = {}
+    counts: dict[tuple[str, str, str, int, str], int] = {}
     for device in cluster.devices:
         counts[kind_of(device)] = counts.get(kind_of(device), 0) + 1
     common = gcd(*counts.values())
@@ -114,7 +114,7 @@ def _instances(cluster: Cluster) -> list[int]:
 def _divided(cluster: Cluster, instances: int) -> list[list[str]]:
     """The devices of each instance: of every type as many, in the order of the file."""
     parts: list[list[str]] = [[] for _ in range(instances)]
-    seen: dict[tuple[str, str, int, str], int] = {}
+    seen: dict[tuple[str, str, str, int, str], int] = {}
     for device in cluster.devices:
         number = seen[kind_of(device)] = seen.get(kind_of(device), -1) + 1
         parts[number % instances].append(device.name)

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from hexgen2_cases import DEMAND, Sheets, best_of_all, het1, large_site, random_case
+from hexgen2_cases import DEMAND, Sheets, best_of_all, het1, large_site, random_case, random_site
 
 from hetserve.machine import describe
 from hetserve.planner.hexgen2.genetic import evolve
@@ -25,7 +25,15 @@ from hetserve.planner.hexgen2.search import METHODS, Search, improve
 from hetserve.planner.hexgen2.site import Demand, Site
 from hetserve.planner.hexgen2.strategy import Strategies
 
-SIZES = {"20": het1, "64": lambda: large_site(64), "320": lambda: large_site(320), "1024": lambda: large_site(1024)}
+SIZES = {
+    "20": het1,
+    "64": lambda: large_site(64),
+    "320": lambda: large_site(320),
+    "1024": lambda: large_site(1024),
+    "20 irregular": lambda: random_site(0, 20),
+    "64 irregular": lambda: random_site(0, 64),
+    "320 irregular": lambda: random_site(0, 320),
+}
 
 
 def run(over: Site, costs: Sheets, demand: Demand, search: Search) -> dict[str, Any]:
@@ -45,7 +53,7 @@ def run(over: Site, costs: Sheets, demand: Demand, search: Search) -> dict[str, 
 
 def quality(clusters: int, devices: int) -> dict[str, Any]:
     """Ratios to the best layout, by rule for prefill strategies and by layouts looked at."""
-    kinds = {"default": Search(), "500 layouts": Search(tried=500), "fastest prefill": Search(fastest_prefill=True)}
+    kinds = {"default": Search(), "an eighth of the effort": Search(effort=500), "fastest prefill": Search(fastest_prefill=True)}
     ratios: dict[str, list[float]] = {name: [] for name in kinds}
     against, gaps, empty = [], [], 0
     for seed in range(clusters):

@@ -27,7 +27,7 @@ LONG = Workload(1100.0, 400.0)
 CHAT = Workload(700.0, 200.0)
 HOST = Host((0, 1), 2**33, "avx2")
 LLAMA_13B = model(40, hidden_size=5120, num_attention_heads=40, num_key_value_heads=40, intermediate_size=13824)
-LITTLE = Search(tried=300, starts=2)
+LITTLE = Search(effort=300, starts=2)
 
 
 def used_bytes(made: Plan) -> dict[str, float]:
@@ -85,7 +85,7 @@ def test_the_papers_cluster() -> None:
 
 def test_ablations_and_the_fastest_prefill_say_so() -> None:
     over = load_cluster("hetis-testbed", HOST)
-    for search in (Search("random", tried=100), Search("genetic", tried=100), Search(tried=100, fastest_prefill=True)):
+    for search in (Search("random", effort=100), Search("genetic", effort=100), Search(effort=100, fastest_prefill=True)):
         made = plan_hexgen2(over, LLAMA_13B, CHAT, Options(), search)
         check(made)
         assert f"search: {search.method}" in made.notes[2]

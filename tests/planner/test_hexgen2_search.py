@@ -46,7 +46,7 @@ def test_with_the_fastest_prefill_strategies_too() -> None:
 
 def test_the_same_seed_finds_the_same() -> None:
     for method in ("guided", "random", "genetic"):
-        once, again = (search(random_site(5, 8), method=method, tried=400, seed=3) for _ in range(2))
+        once, again = (search(random_site(5, 8), method=method, effort=400, seed=3) for _ in range(2))
         assert once is not None and once == again
 
 
@@ -54,7 +54,7 @@ def test_the_same_seed_finds_the_same() -> None:
 def test_no_search_looks_at_more_than_it_may_nor_beats_the_bound(method) -> None:
     over = het1()
     network = Network(over, Strategies(over, Sheets(), DEMAND))
-    found, progress = (evolve if method == "genetic" else improve)(network, Search(method, tried=200))
+    found, progress = (evolve if method == "genetic" else improve)(network, Search(method, effort=200))
     assert found is not None and 0 < found.total <= upper_bound(over, Sheets(), DEMAND)
     assert progress.tried <= 200 + 40  # and the first layouts
 
@@ -62,7 +62,7 @@ def test_no_search_looks_at_more_than_it_may_nor_beats_the_bound(method) -> None
 def test_guided_changes_raise_the_flow_of_the_first_layout() -> None:
     over = het1()
     network = Network(over, Strategies(over, Sheets(), DEMAND))
-    found, progress = improve(network, Search(tried=600))
+    found, progress = improve(network, Search(effort=600))
     assert found is not None and found.total > progress.first * 1.02
 
 

@@ -109,3 +109,5 @@ def test_large_groups_are_tried_in_fewer_ways() -> None:
     over = site([(["a100"] * 8, NVLINK, FAST), (["l40"] * 8, PCIE, FAST), (["a6000"] * 8, PCIE, FAST), (["3090"] * 8, PCIE, FAST)])
     assert len(list(shapes(over, range(32), 80))) < 3000
     assert np.isfinite(Strategies(over, Sheets(), DEMAND).rate(tuple(range(32)), DECODE))
+    scattered = site([(["p100", "p100", "3090"], PCIE, SLOW)] * 20)
+    assert 1 <= len(list(shapes(scattered, range(60), 80))) < 20

@@ -1,7 +1,7 @@
 """The ablation of the notes: a genetic search over groups instead of guided changes. Roles as each group is relatively best at.
 
 Nothing is known of the paper's own; chosen here: tournaments of three, children of the better parent's groups with some devices as in the other, one
-random change each; as many layouts looked at as the guided search may.
+random change each; as much effort as the guided search.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import numpy as np
 
 from hetserve.planner.hexgen2.changes import drawn
 from hetserve.planner.hexgen2.network import Layout, Network, Outcome
-from hetserve.planner.hexgen2.search import Progress, Search, bound
+from hetserve.planner.hexgen2.search import GROUP, Progress, Search, bound
 from hetserve.planner.hexgen2.site import DECODE, PREFILL
 from hetserve.planner.hexgen2.start import group_counts, with_roles
 
@@ -20,7 +20,7 @@ TOURNAMENT = 3
 
 def evolve(network: Network, search: Search) -> tuple[Outcome | None, Progress]:
     """The best layout of all generations; None: nothing fits."""
-    progress = Progress(search.tried or bound(len(network.site)))
+    progress = Progress(search.effort or bound(len(network.site)))
     rng = np.random.default_rng(search.seed)
     counts = group_counts(network)
     if not counts:
@@ -41,9 +41,11 @@ def evolve(network: Network, search: Search) -> tuple[Outcome | None, Progress]:
 
 
 def _score(network: Network, layout: Layout, progress: Progress) -> float:
-    progress.left -= 1
+    known = network.strategies.searched
     progress.tried += 1
-    return network.total(layout, network.rates(layout))
+    total = network.total(layout, network.rates(layout))
+    progress.left -= 1 + GROUP * (network.strategies.searched - known)
+    return total
 
 
 def _random(network: Network, count: int, rng: np.random.Generator) -> Layout:

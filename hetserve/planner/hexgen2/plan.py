@@ -41,7 +41,8 @@ def plan_hexgen2(cluster: Cluster, model: ModelSpec, workload: Workload | None, 
     sent = {source: sum(rate for (one, _), rate in arcs if one == source) for (source, _), _ in arcs}
     flow = tuple(Flow(source, target, min(1.0, rate / sent[source])) for (source, target), rate in arcs)
     limits = Limits(_model_len(case, groups), options.max_seqs, options.max_step_tokens, options.steps_in_flight, options.max_waiting)
-    told = (*notes(found, search), *unmeasured(case))
+    calm = ["how devices slow each other was measured and is not counted"] if options.profile and options.profile.contention else []
+    told = (*notes(found, search), *calm, *unmeasured(case))
     return Plan("hexgen2", PlanModel(model, case.dtype), cluster, limits, groups, flow, profile=options.profile, notes=told)
 
 

@@ -1,8 +1,8 @@
-"""The closed loop: first layouts, maximum flow, changes where it is stuck, again, until nothing gains or the bound on layouts tried is reached.
+"""The closed loop: first layouts, maximum flow, changes where it is stuck, again, until nothing gains or the bound on effort is reached.
 
 The paper stops when the flow no longer grows. Chosen here: small clusters take the best of all changes in each round and then try all changes
 wherever they are; large ones take all that gain one after the other. After the last gain, a few exchanges at random and again from there (iterated
-local search), as long as layouts are left. What a change does to rates and flow is computed anew; the partition itself is not run again, as the
+local search), as long as effort is left. What a change does to rates and flow is computed anew; the partition itself is not run again, as the
 notes say the paper does. Deterministic for a seed.
 """
 
@@ -21,6 +21,7 @@ from hetserve.planner.hexgen2.start import first_layouts
 METHODS = ("guided", "random", "genetic")
 SMALL = 32  # devices up to which every round takes the best change
 WIDE = 12  # devices up to which, when no guided change gains, all others are tried
+GROUP = 10  # layouts of known groups that can be looked at while one new group's strategy is searched, about
 PATIENCE = 24  # rounds without a gain, where rounds look at a part of all changes
 GAIN = 1e-6  # relative: less is none
 SURPLUS = 1e-3  # relative growth of what groups could serve that counts as a gain where the flow stays
@@ -32,14 +33,15 @@ class Search:
 
     Attributes:
         method: one of METHODS; the others are ablations.
-        tried: layouts looked at, at most, over all starts; 0: by the number of devices.
+        effort: layouts looked at, at most, over all starts; one with a group that is like none before counts GROUP more for each. 0: by the number
+            of devices.
         starts: first layouts that are improved.
         fastest_prefill: prefill groups take the strategy with the highest rate instead of the paper's, the one with the least latency.
     """
 
     method: str = "guided"
     seed: int = 0
-    tried: int = 0
+    effort: int = 0
     starts: int = 0
     fastest_prefill: bool = False
 
@@ -48,7 +50,7 @@ class Search:
 class Progress:
     """What has been looked at."""
 
-    left: int
+    left: int  # of the effort
     tried: int = 0
     start: str = ""  # what the best layout began as
     first: float = 0.0  # requests per second of the best first layout
@@ -56,7 +58,7 @@ class Progress:
 
 def improve(network: Network, search: Search) -> tuple[Outcome | None, Progress]:
     """The best layout found; None: nothing fits."""
-    progress = Progress(search.tried or bound(len(network.site)))
+    progress = Progress(search.effort or bound(len(network.site)))
     starts = first_layouts(network)
     progress.tried += len(starts)
     starts = starts[: search.starts or (6 if len(network.site) <= SMALL else 2)]
@@ -81,12 +83,12 @@ def improve(network: Network, search: Search) -> tuple[Outcome | None, Progress]
 
 
 def bound(devices: int) -> int:
-    """Layouts looked at by default."""
-    return 3000 if devices <= WIDE else 6000 if devices <= SMALL else 200 * devices
+    """The effort by default."""
+    return 4000 if devices <= WIDE else 15_000 if devices <= SMALL else max(40_000, 300 * devices)
 
 
 def _descend(network: Network, outcome: Outcome, search: Search, rng: np.random.Generator, progress: Progress, most: int) -> Outcome:
-    """Changes while they gain, and at most so many looked at."""
+    """Changes while they gain, and with so much effort at most."""
     stop_at, failed = max(0, progress.left - most), 0
     small = len(network.site) <= SMALL
     while failed < (PATIENCE if search.method == "random" or crowded(outcome.layout) else 1) and progress.left > stop_at:
@@ -122,13 +124,14 @@ def _best(network: Network, outcome: Outcome, changes: Iterator[Change], progres
         base, sides = (NOTHING, whole) if small else (best, best_sides)
         if not change.apart(base):
             continue
-        progress.left -= 1
+        known = network.strategies.searched
         progress.tried += 1
         after = dict(sides)
         for number in change.old:
             after[layout.roles[number]] -= rates[number]
         for devices, role in change.new:
             after[role] += network.strategies.rate(devices, role)
+        progress.left -= 1 + GROUP * (network.strategies.searched - known)
         surplus = sum(after.values())
         if not _gains((min(after.values()), surplus), best_key):
             continue

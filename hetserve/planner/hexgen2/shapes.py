@@ -9,11 +9,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from functools import cache
 from itertools import permutations, product
+from math import prod
 
 from hetserve.planner.hexgen2.site import Floats, Site
 
 EVERY_ORDER = 3  # stages, and machines, up to which all orders are tried
-MOST_SPLITS = 48  # ways to share layers in all machines together that are all tried; more: each machine's with as large sets as can be
+MOST_SPLITS = 48  # ways to share layers in all machines together that are tried; beyond, each machine's sets are as large as can be up to some
+# size, and if these are too many, the same size everywhere
 
 Stages = tuple[tuple[int, ...], ...]  # devices of each, in the order of the layers
 
@@ -23,14 +25,8 @@ def shapes(site: Site, devices: Sequence[int], layers: int) -> Iterator[Stages]:
     blocks: dict[tuple[int, int], list[int]] = {}
     for device in devices:
         blocks.setdefault((int(site.nodes[device]), int(site.kinds[device])), []).append(device)
-    splits = [_splits(len(members), site.degrees[kind]) for (_, kind), members in blocks.items()]
-    count = 1
-    for one in splits:
-        count *= len(one)
-    if count > MOST_SPLITS:
-        splits = [_uniform(len(members), site.degrees[kind]) for (_, kind), members in blocks.items()]
     seen: set[tuple[tuple[int, int, int], ...]] = set()
-    for chosen in product(*splits):
+    for chosen in _chosen([(len(members), site.degrees[kind]) for (_, kind), members in blocks.items()]):
         stages = [part for members, sizes in zip(blocks.values(), chosen, strict=True) for part in _cut(members, sizes)]
         if len(stages) > layers:
             continue
@@ -39,6 +35,17 @@ def shapes(site: Site, devices: Sequence[int], layers: int) -> Iterator[Stages]:
             if like not in seen:
                 seen.add(like)
                 yield order
+
+
+def _chosen(blocks: Sequence[tuple[int, tuple[int, ...]]]) -> Iterator[tuple[tuple[int, ...], ...]]:
+    """For each block of (devices alike in one machine, allowed sizes) the sizes of its sets."""
+    for each in (_splits, _uniform):
+        splits = [each(count, degrees) for count, degrees in blocks]
+        if prod(map(len, splits)) <= MOST_SPLITS:
+            yield from product(*splits)
+            return
+    for most in sorted({size for _, degrees in blocks for size in degrees}):
+        yield tuple(_uniform(count, tuple(size for size in degrees if size <= most))[-1] for count, degrees in blocks)
 
 
 @cache

@@ -18,9 +18,9 @@ from math import floor, inf
 import numpy as np
 
 from hetserve.planner.hexgen2.shapes import Stages, shapes
-from hetserve.planner.hexgen2.site import PREFILL, Demand, Ranks, Remembered, Seconds, Site, StageCosts
+from hetserve.planner.hexgen2.site import DECODE, PREFILL, Demand, Ranks, Remembered, Seconds, Site, StageCosts
 from hetserve.solve.fill import cycle_s as cycle_of
-from hetserve.solve.fill import shortest_cycle
+from hetserve.solve.fill import least_sum, shortest_cycle
 
 TRIED = (1.0, 0.85, 0.7, 0.5, 0.3, 0.15)  # of the most sequences that a shape can hold: fewer leave more freedom to cut layers
 
@@ -93,14 +93,11 @@ class Strategies:
 
     def _search(self, devices: list[int], role: str) -> Strategy | None:
         tried = [_Shape(self, stages) for stages in shapes(self.site, devices, self.costs.layers)]
-        if role == PREFILL:
-            prompts = [one for shape in tried if (one := shape.prefill()) is not None]
-            return max(prompts, key=lambda one: self._key(one, role), default=None)
         best: Strategy | None = None
-        for bound, shape in sorted(((shape.most_rate, shape) for shape in tried), key=lambda one: -one[0]):
-            if bound <= (best.rate if best else 0.0):
+        for bound, shape in sorted(((self._bound(shape, role), shape) for shape in tried), key=lambda one: -one[0]):
+            if best is not None and bound < self._key(best, role)[0]:
                 break
-            one = shape.decode()
+            one = shape.prefill() if role == PREFILL else shape.decode()
             if one is not None and (best is None or self._key(one, role) > self._key(best, role)):
                 best = one
         return best
@@ -120,7 +117,15 @@ class Strategies:
             known = self._stages[stage] = ranks_of(self.site, stage)
         return known
 
+    def _bound(self, shape: _Shape, role: str) -> float:
+        """What no cut of a shape's layers exceeds, as the first of `_key`."""
+        if role == DECODE:
+            return shape.most_rate
+        least_s, cycle_s = shape.least_prompt_s
+        return 1 / cycle_s if self.fastest_prefill else -round(least_s, 12)
+
     def _key(self, one: Strategy, role: str) -> tuple[float, float]:
+        """The larger, the better."""
         if role == PREFILL and not self.fastest_prefill:
             return (-round(one.latency_s, 12), one.rate)
         return (one.rate, -one.latency_s)
@@ -148,15 +153,35 @@ class _Shape:
 
     def prefill(self) -> Strategy | None:
         """One prompt in each wave."""
-        demand = self.demand
-        most = self._most_layers(max(demand.longest, self.waves * demand.input_tokens))
-        fixed_s, slopes = self._times([self.asked.prefill(ranks) for ranks in self.ranks], demand.input_tokens)
-        cut = shortest_cycle(self.layers, fixed_s, slopes, most, self.waves)
+        fixed_s, slopes = self._prompt_times
+        cut = shortest_cycle(self.layers, fixed_s, slopes, self._prompt_layers, self.waves)
         if cut is None:
             return None
         cycle_s, counts = cut
         latency_s = sum(fixed_s) + sum(slope * count for slope, count in zip(slopes, counts, strict=True))
         return Strategy(self.stages, tuple(counts), self.waves, latency_s, 1 / cycle_s)
+
+    @cached_property
+    def least_prompt_s(self) -> tuple[float, float]:
+        """Latency of a prompt, and seconds between two, below which no cut of the layers gets; inf where none fits."""
+        fixed_s, slopes = self._prompt_times
+        counts = least_sum(self.layers, slopes, self._prompt_layers)
+        if counts is None:
+            return inf, inf
+        least_s = sum(fixed_s) + sum(slope * count for slope, count in zip(slopes, counts, strict=True))
+        return least_s, max(least_s / self.waves, self._even_s(fixed_s, slopes))
+
+    @cached_property
+    def _prompt_times(self) -> tuple[list[float], list[float]]:
+        return self._times([self.asked.prefill(ranks) for ranks in self.ranks], self.demand.input_tokens)
+
+    @cached_property
+    def _prompt_layers(self) -> list[int]:
+        return self._most_layers(max(self.demand.longest, self.waves * self.demand.input_tokens))
+
+    def _even_s(self, fixed_s: Sequence[float], slopes: Sequence[float]) -> float:
+        """The slowest stage's time if layers could be cut anyhow: no cut's is less."""
+        return (self.layers + sum(one / slope for one, slope in zip(fixed_s, slopes, strict=True))) / sum(1 / slope for slope in slopes)
 
     def decode(self) -> Strategy | None:
         """With as many sequences as pay; fewer are not tried where that can gain nothing."""
@@ -195,8 +220,7 @@ class _Shape:
         if self.most < self.waves:
             return 0.0
         fixed_s, slopes = self._decode_times(self.most)
-        even_s = (self.layers + sum(one / slope for one, slope in zip(fixed_s, slopes, strict=True))) / sum(1 / slope for slope in slopes)
-        least_s = max(even_s, (sum(fixed_s) + self.layers * min(slopes)) / self.waves)
+        least_s = max(self._even_s(fixed_s, slopes), (sum(fixed_s) + self.layers * min(slopes)) / self.waves)
         return most_rate(self.most / self.waves, least_s, self.demand)
 
     def _decode_times(self, sequences: float) -> tuple[list[float], list[float]]:
