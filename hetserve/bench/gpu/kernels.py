@@ -293,6 +293,8 @@ def pages() -> Iterator[dict[str, Any]]:
         "page_gather": lambda: _C.page_gather(source, chosen[0], 0, layers, buffer),
         "page_scatter": lambda: _C.page_scatter(target, chosen[1], 0, layers, buffer),
         "to pinned memory": lambda: pinned.copy_(buffer, non_blocking=True),
+        "page_gather into pinned memory": lambda: _C.page_gather(source, chosen[0], 0, layers, pinned),
+        "page_scatter from pinned memory": lambda: _C.page_scatter(target, chosen[1], 0, layers, pinned),
     }
     views = [memory.view(layers, held, -1) for memory in memories]
     there, here = views[0][:, chosen[0].long()], lambda: views[1][:, chosen[1].long()]
@@ -303,6 +305,12 @@ def pages() -> Iterator[dict[str, Any]]:
     right["page_gather"] = buffer.view(moved, layers, -1).transpose(0, 1).equal(there)
     contestants["page_scatter"]()
     right["page_scatter"] = here().equal(there)
+    views[1].zero_()
+    contestants["page_gather into pinned memory"]()
+    contestants["page_scatter from pinned memory"]()
+    torch.cuda.synchronize()
+    right["page_gather into pinned memory"] = pinned.equal(buffer.cpu())
+    right["page_scatter from pinned memory"] = here().equal(there)
     contestants = {name: call for name, call in contestants.items() if right.get(name, True)}
     times = timed(contestants, 3)
     bandwidth = copy_bytes / times["copy"]
