@@ -7,8 +7,10 @@ On a CPU an op is done when its call returns. On a GPU it is put on the current 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext, suppress
+import gc
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from typing import Protocol
 
 import torch
@@ -122,6 +124,7 @@ class CudaGpu:
 
     layout = "plain"
     is_gpu = True
+    _capturing = threading.Lock()  # torch captures one graph of a process at a time
 
     def __init__(self, index: int) -> None:
         if not _C.info()["cuda"]:
@@ -152,14 +155,15 @@ class CudaGpu:
 
     def capture(self, run: Run) -> Run:
         graph = torch.cuda.CUDAGraph()
-        graph.capture_begin(self._pool, "thread_local")  # other threads move KV meanwhile
-        try:
-            run()
-        except BaseException:
-            with suppress(RuntimeError):  # what went wrong is more worth telling than that the capture did
-                graph.capture_end()
-            raise
-        graph.capture_end()
+        with self._capturing, _no_collection():
+            graph.capture_begin(self._pool, "thread_local")  # other threads move KV meanwhile
+            try:
+                run()
+            except BaseException:
+                with suppress(RuntimeError):  # what went wrong is more worth telling than that the capture did
+                    graph.capture_end()
+                raise
+            graph.capture_end()
         return graph.replay
 
     def elapsed_s(self, run: Run) -> float:
@@ -172,6 +176,18 @@ class CudaGpu:
 
     def free_bytes(self) -> int | None:
         return int(torch.cuda.mem_get_info(self.device)[0])
+
+
+@contextmanager
+def _no_collection() -> Iterator[None]:
+    """No garbage is collected meanwhile: among it may be graphs and events, whose end would end a capture."""
+    was_on = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_on:
+            gc.enable()
 
 
 class _Event:
