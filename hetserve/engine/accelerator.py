@@ -6,9 +6,9 @@ On a CPU an op is done when its call returns. On a GPU it is put on the current 
 
 from __future__ import annotations
 
-import time
 import gc
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from typing import Protocol
