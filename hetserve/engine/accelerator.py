@@ -28,9 +28,6 @@ class Mark(Protocol):
     def wait(self) -> None:
         """Returns once the device has come that far."""
 
-    def before_next(self) -> None:
-        """What is put on the current stream from now on comes after it."""
-
 
 class Accelerator(Protocol):
     """One device, for everything of a worker."""
@@ -64,17 +61,12 @@ class Accelerator(Protocol):
     def elapsed_s(self, run: Run) -> float:
         """Seconds that the device takes for what `run` puts on the current stream, waiting for the host between them counted. Waits for the end."""
 
-    def free_bytes(self) -> int | None:
-        """Memory that can be had on the device; None: it is the host's."""
-
 
 class _Done:
     """A mark of a device that is never behind."""
 
     def wait(self) -> None:
         return
-
-    before_next = wait
 
 
 class CpuAccelerator:
@@ -104,9 +96,6 @@ class CpuAccelerator:
         began_s = time.perf_counter()
         run()
         return time.perf_counter() - began_s
-
-    def free_bytes(self) -> int | None:
-        return None
 
 
 class EmulatedGpu(CpuAccelerator):
@@ -174,9 +163,6 @@ class CudaGpu:
         end.synchronize()
         return float(begin.elapsed_time(end)) * 1e-3  # of milliseconds
 
-    def free_bytes(self) -> int | None:
-        return int(torch.cuda.mem_get_info(self.device)[0])
-
 
 @contextmanager
 def _no_collection() -> Iterator[None]:
@@ -199,9 +185,6 @@ class _Event:
 
     def wait(self) -> None:
         self._event.synchronize()
-
-    def before_next(self) -> None:
-        torch.cuda.current_stream().wait_event(self._event)
 
 
 def make_accelerator(kind: str, index: int = 0) -> Accelerator:

@@ -35,7 +35,7 @@ from hetserve.control.messages import (
 from hetserve.sim.device import END, MORE, Pass, SimGroup, SimStage
 from hetserve.sim.faults import LOST, Fault
 from hetserve.sim.links import FairLinks, Way
-from hetserve.sim.shared import Excess, SharedDevices, Work
+from hetserve.sim.shared import Excess, SharedDevices
 
 FAULTS, PASSES, STEP_ENDS, MOVE_ENDS, ARRIVES, WAKES = range(6)  # priorities
 
@@ -158,7 +158,7 @@ class SimExecutor:
         if stage == 0:
             one.begun_s = now_s
         device = self.groups[one.group].stages[stage].primary
-        self._devices.begin(Work(device, one.parts_s[stage], lambda done_s: self._passed(one, stage, done_s)), now_s)
+        self._devices.begin(device, one.parts_s[stage], lambda done_s: self._passed(one, stage, done_s), now_s)
 
     def _passed(self, one: Pass, stage: int, now_s: float) -> None:
         """A stage is done with a step: on with it, and with the next one here."""

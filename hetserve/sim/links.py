@@ -5,11 +5,10 @@ A transfer first waits its latency, in which it takes no bandwidth, then its byt
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-Done = Callable[[float], None]  # told when
-Push = Callable[[float, Done], None]  # calls it at that time
+from hetserve.sim.drain import Done, Drain, Push
 
 
 @dataclass(frozen=True)
@@ -18,18 +17,6 @@ class Way:
 
     latency_s: float
     links: tuple[str, ...]  # what it goes over; none: it takes no time
-
-
-@dataclass
-class Flow:
-    """One transfer whose bytes flow."""
-
-    links: tuple[str, ...]
-    left_bytes: float
-    done: Done
-    rate: float = 0.0  # bytes per second
-    since_s: float = 0.0
-    turn: int = 0  # how often the rate has changed
 
 
 class FairLinks:
@@ -43,40 +30,18 @@ class FairLinks:
     def __init__(self, bytes_per_s: Mapping[str, float], push: Push) -> None:
         self._bytes_per_s = bytes_per_s
         self._push = push
-        self._flows: list[Flow] = []
+        self._drain: Drain[tuple[str, ...]] = Drain(lambda ways: fair_rates(ways, bytes_per_s), push)
 
     def begin(self, way: Way, size_bytes: float, done: Done, now_s: float) -> None:
         """Starts a transfer; `done` is called when the last byte is there."""
         if not way.links or size_bytes <= 0:
             self._push(now_s + way.latency_s, done)
             return
-        self._push(now_s + way.latency_s, lambda then_s: self._flow(Flow(way.links, size_bytes, done), then_s))
+        self._push(now_s + way.latency_s, lambda then_s: self._drain.begin(way.links, size_bytes, done, then_s))
 
     def alone(self, way: Way) -> float:
         """Bytes per second of a transfer that shares its way with no other; infinite where it goes over no link."""
         return min((self._bytes_per_s[link] for link in way.links), default=float("inf"))
-
-    def _flow(self, flow: Flow, now_s: float) -> None:
-        flow.since_s = now_s
-        self._flows.append(flow)
-        self._again(now_s)
-
-    def _again(self, now_s: float) -> None:
-        """Something began or ended: how fast are the others now?"""
-        for flow, rate in zip(self._flows, fair_rates([flow.links for flow in self._flows], self._bytes_per_s), strict=True):
-            if rate != flow.rate:
-                flow.left_bytes -= (now_s - flow.since_s) * flow.rate
-                flow.since_s, flow.rate, flow.turn = now_s, rate, flow.turn + 1
-                self._push(now_s + max(0.0, flow.left_bytes) / rate, self._ends(flow, flow.turn))
-
-    def _ends(self, flow: Flow, turn: int) -> Done:
-        def end(now_s: float) -> None:
-            if flow.turn == turn:  # nothing has changed since
-                self._flows.remove(flow)
-                self._again(now_s)
-                flow.done(now_s)
-
-        return end
 
 
 def fair_rates(ways: Sequence[tuple[str, ...]], bytes_per_s: Mapping[str, float]) -> list[float]:

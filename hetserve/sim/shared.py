@@ -1,4 +1,4 @@
-"""Work under way on devices that slow each other: how much of each is left, and when it will be done as things stand.
+"""Work under way on devices that slow each other.
 
 What a device does is a mixture of decode attention and of products for decoding batches and prompts; while it works, it slows the others of its node
 by the mixture's share of each (`Costs.contention`), and is slowed by theirs. Several others' slowdowns add up.
@@ -6,29 +6,24 @@ by the mixture's share of each (`Costs.contention`), and is slowed by theirs. Se
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-Done = Callable[[float], None]  # told when
-Push = Callable[[float, Done], None]  # calls it at that time
+from hetserve.sim.drain import Done, Drain, Push
+
 Excess = Mapping[tuple[str, str], tuple[tuple[float, ...], ...]]  # (device, other) -> [what it does][what the other does] times slower, less 1
 
 
-@dataclass
+@dataclass(frozen=True, eq=False)
 class Work:
     """One piece of work on one device."""
 
     device: str
     parts_s: tuple[float, ...]  # by WORKS of spec/profile.py; alone
-    done: Done
     alone_s: float = field(init=False)
-    left: float = 1.0  # share of it
-    since_s: float = 0.0
-    lasts_s: float = 0.0  # the whole of it, as things stand
-    turn: int = 0  # how often that has changed
 
     def __post_init__(self) -> None:
-        self.alone_s = sum(self.parts_s)
+        object.__setattr__(self, "alone_s", sum(self.parts_s))
 
 
 class SharedDevices:
@@ -43,41 +38,25 @@ class SharedDevices:
         self._excess = excess
         self._push = push
         self._shared = {device for pair in excess for device in pair}
-        self._under_way: list[Work] = []
+        self._drain: Drain[Work] = Drain(self._shares_per_s, push)
 
-    def begin(self, work: Work, now_s: float) -> None:
-        """Starts it; its `done` is called when it is done."""
-        if work.device not in self._shared or not work.alone_s:
-            self._push(now_s + work.alone_s, work.done)
-            return
-        work.since_s = now_s
-        self._under_way.append(work)
-        self._again(now_s)
+    def begin(self, device: str, parts_s: tuple[float, ...], done: Done, now_s: float) -> None:
+        """Starts a piece of work, whose parts take so long alone; `done` is called when it is done."""
+        work = Work(device, parts_s)
+        if device not in self._shared or not work.alone_s:
+            self._push(now_s + work.alone_s, done)
+        else:
+            self._drain.begin(work, 1.0, done, now_s)
 
-    def _again(self, now_s: float) -> None:
-        """Something began or ended: when will the others be done now?"""
-        for work in self._under_way:
-            lasts_s = self._lasts_s(work)
-            if lasts_s != work.lasts_s:
-                if work.lasts_s:
-                    work.left -= (now_s - work.since_s) / work.lasts_s
-                work.since_s, work.lasts_s, work.turn = now_s, lasts_s, work.turn + 1
-                self._push(now_s + max(0.0, work.left) * lasts_s, self._ends(work, work.turn))
+    def _shares_per_s(self, under_way: Sequence[Work]) -> list[float]:
+        """How much of each is done in a second, as things stand."""
+        return [1 / (work.alone_s + self._slower_s(work, under_way)) for work in under_way]
 
-    def _ends(self, work: Work, turn: int) -> Done:
-        def end(now_s: float) -> None:
-            if work.turn == turn:  # nothing has changed since
-                self._under_way.remove(work)
-                self._again(now_s)
-                work.done(now_s)
-
-        return end
-
-    def _lasts_s(self, work: Work) -> float:
+    def _slower_s(self, work: Work, under_way: Sequence[Work]) -> float:
         slower_s = 0.0
-        for other in self._under_way:
+        for other in under_way:
             excess = self._excess.get((work.device, other.device))
             if excess is not None:
                 for part_s, row in zip(work.parts_s, excess, strict=True):
                     slower_s += part_s * sum(share_s * times for share_s, times in zip(other.parts_s, row, strict=True)) / other.alone_s
-        return work.alone_s + slower_s
+        return slower_s

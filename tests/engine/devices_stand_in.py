@@ -33,8 +33,6 @@ class LateMark:
         self.waited += 1
         assert self.passed.wait(WAIT_S), "nobody let the device go on"
 
-    before_next = wait
-
 
 @dataclass
 class LateGpu(PlainGpu):

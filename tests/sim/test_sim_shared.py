@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import heapq
+from functools import partial
 from itertools import count
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hetserve.sim.shared import SharedDevices, Work
+from hetserve.sim.shared import SharedDevices
 
 TWICE = tuple((1.0,) * 3 for _ in range(3))
 
@@ -23,8 +24,8 @@ def run(excess, works) -> dict[str, float]:
 
     devices = SharedDevices(excess, push)
     for name, device, begins_s, parts_s in works:
-        work = Work(device, parts_s, lambda at_s, name=name: done_s.__setitem__(name, at_s))
-        push(begins_s, lambda now_s, work=work: devices.begin(work, now_s))
+        done = partial(done_s.__setitem__, name)
+        push(begins_s, partial(devices.begin, device, parts_s, done))
     while heap:
         at_s, _, call = heapq.heappop(heap)
         call(at_s)

@@ -6,7 +6,9 @@ all sequences together in a kernel that does not split them.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import TypeAlias, TypeVar
 
 import numpy as np
 
@@ -28,25 +30,23 @@ UNFUSED = {"qkv": ("q_proj", "k_proj", "v_proj"), "out": ("o_proj",), "up": ("ga
 DECODE_ROWS = 256  # a step of more tokens is one of prompts
 LEAST_PREFILL = 64
 
+T = TypeVar("T")
+Read: TypeAlias = Callable[[Folder, Path, str, Rank], list[T]]
+
 
 def tables(folder: Folder) -> list[Table]:
     """Kernels of every device there is a folder of."""
-    found = []
-    for device, rank, path in _newer(folder):
-        found += _fused(folder, path, device, rank)
-    for device, rank, path in _older(folder):
-        found += _unfused(folder, path, device, rank)
-    return found
+    return _each(folder, _fused, _unfused)
 
 
 def steps(folder: Folder) -> list[StepTable]:
     """Whole steps of the newer kind added up from their parts, and products (with a lone prompt's attention) of the older."""
-    found = []
-    for device, rank, path in _newer(folder):
-        found += _whole(folder, path, device, rank)
-    for device, rank, path in _older(folder):
-        found += _layers(folder, path, device, rank)
-    return found
+    return _each(folder, _whole, _layers)
+
+
+def _each(folder: Folder, newer: Read[T], older: Read[T]) -> list[T]:
+    read = ((newer, _newer(folder)), (older, _older(folder)))
+    return [table for one, places in read for device, rank, path in places for table in one(folder, path, device, rank)]
 
 
 def _newer(folder: Folder) -> list[tuple[str, Rank, Path]]:
