@@ -342,6 +342,7 @@ def _serve_args(flags: Flags, of: str) -> str:
 def _setup(flags: Flags, screen: Screen, logs: Path) -> Setup:
     from hetserve.bench.launches import Setup
     from hetserve.control.config import config_from_plan
+    from hetserve.engine.runnable import require_runnable
     from hetserve.spec.cluster import parse_bytes, require_cores
     from hetserve.spec.load import load_cluster, load_model, load_plan, this_host
 
@@ -351,6 +352,7 @@ def _setup(flags: Flags, screen: Screen, logs: Path) -> Setup:
         plan = load_plan(flags.plan)
         plan.require_model(spec)
         config_from_plan(plan)  # what this version does not run is said before anything is started
+        require_runnable(plan)
         cluster, dtype, longest = plan.cluster, plan.model.dtype, plan.limits.max_model_len
         kv_bytes = sum(pool.pages * pool.page_bytes for group in plan.groups for stage in group.stages for pool in stage.pools)
     else:

@@ -45,7 +45,7 @@ SYSTEMS = {
         System("replicas", plan_replicas, BY_SPEED),
         System("hexgen", plan_hexgen, BY_SPEED),
         System("splitwise", plan_splitwise, UNIFORM),
-        System("hexgen2", plan_hexgen2, UNIFORM),
+        System("hexgen2", plan_hexgen2, BY_SPEED),
     )
 }
 HEADS: dict[str, Heads] = {

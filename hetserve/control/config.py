@@ -9,7 +9,7 @@ from hetserve.control.messages import ANY_RANK
 from hetserve.cost.costs import Costs, HeadCost
 from hetserve.cost.roofline import StepCost
 from hetserve.errors import UnsupportedError
-from hetserve.spec.plan import Group, Online, Plan, Stage
+from hetserve.spec.plan import Flow, Online, Plan, Stage
 
 
 @dataclass(frozen=True)
@@ -89,6 +89,13 @@ class ControllerConfig:
     watermark: float = 0.01  # share of a pool that admissions leave free, so that running sequences can grow
     staging: float = 0.125  # share of a primary's pool that the dispatcher leaves for prompts, where heads may lie elsewhere
     online: Online = field(default_factory=Online)  # which of the system's policies decide
+    flow: tuple[Flow, ...] = ()  # from prefill to decode groups; none: from each to each in equal shares
+
+    def targets(self, prefill: int) -> list[tuple[int, float]]:
+        """The decode groups that a prefill group hands its requests to, each with its share."""
+        if self.flow:
+            return [(one.target, one.share) for one in self.flow if one.source == prefill]
+        return [(number, 1.0) for number, group in enumerate(self.groups) if group.role == "decode"]
 
     @property
     def longest_step_s(self) -> float:
@@ -117,6 +124,7 @@ def config_from_plan(plan: Plan) -> ControllerConfig:
         depth=plan.limits.steps_in_flight,
         max_waiting=plan.limits.max_waiting,
         online=plan.online,
+        flow=plan.flow,
     )
 
 
@@ -134,20 +142,15 @@ def _stage(stage: Stage, costs: Costs) -> StageConfig:
 
 
 def _require_roles(plan: Plan) -> None:
-    """Every stage of a group has its own primary; prefill groups hand over to decode groups of the same stages. Unlike layouts are not built yet."""
-    by_role: dict[str, list[Group]] = {"mixed": [], "prefill": [], "decode": []}
+    """Every stage of a group has its own primaries; every prefill group hands over to a decode group, and every decode group is handed to."""
     for group in plan.groups:
-        by_role[group.role].append(group)
         primaries = [device for stage in group.stages for device in stage.primary]
         if len(set(primaries)) < len(primaries):
             raise UnsupportedError("the plan makes one device the primary of several stages of a group, which this version does not run")
-    prefill, decode = by_role["prefill"], by_role["decode"]
+    prefill, decode = ({number for number, group in enumerate(plan.groups) if group.role == role} for role in ("prefill", "decode"))
     if bool(prefill) != bool(decode):
         raise UnsupportedError("the plan has prefill groups without decode groups, or the other way round", "make the plan again")
-    if len(prefill) > 1 or len(decode) > 1:
-        what = f"{len(prefill)} prefill and {len(decode)} decode groups"
-        raise UnsupportedError(f"the plan has {what}; this version runs one of each", "plan with --system splitwise")
-    if any(len(stage.pools) > len(stage.primary) for group in prefill for stage in group.stages):
+    if any(len(stage.pools) > len(stage.primary) for number in prefill for stage in plan.groups[number].stages):
         raise UnsupportedError("the plan gives a prefill group attention workers, which this version does not run", "decode groups may have some")
-    if prefill and [stage.layers for stage in prefill[0].stages] != [stage.layers for stage in decode[0].stages]:
-        raise UnsupportedError("the plan's prefill and decode groups have unlike stages, which this version cannot hand over between")
+    if plan.flow and ({one.source for one in plan.flow}, {one.target for one in plan.flow}) != (prefill, decode):
+        raise UnsupportedError("the plan's flow leaves out a group, or leads from or to one of another role", "make the plan again")

@@ -50,8 +50,11 @@ class Controller:
         self.groups = [Group(index, config, policies) for index in range(len(config.groups))]
         self.requests: dict[int, RequestState] = {}
         self._formers = [Former(group) for group in self.groups]
-        by_role = {group.spec.role: group for group in self.groups}
-        self._handoffs = [Handoffs(by_role["prefill"], by_role["decode"])] if "prefill" in by_role else []
+        self._handoffs = {
+            group.index: Handoffs(group, [(self.groups[target], share) for target, share in config.targets(group.index)])
+            for group in self.groups
+            if group.spec.role == "prefill"
+        }
         self._speed = np.array([group.spec.speed for group in self.groups])
         self._capacity = np.array([group.capacity_tokens() for group in self.groups], np.int64)
         self._arrivals = 0
@@ -76,7 +79,7 @@ class Controller:
         work: list[Command] = []
         while True:
             begun = self._begun()
-            self._requeue()
+            self._requeue(news)
             more: list[Command] = [*self._copies(), *self._form()]
             work += more
             if not more and self._begun() == begun and not any(group.again for group in self.groups):
@@ -165,10 +168,7 @@ class Controller:
         for group in self.groups:
             if any(pool.device == event.device for pool in group.spec.pools):
                 homeless += group.lose(event.device, event.reason)
-        for handoffs in self._handoffs:
-            if not (handoffs.source.up and handoffs.target.up):  # neither is of use without the other
-                homeless += handoffs.source.abandon() + handoffs.target.abandon()
-                handoffs.clear()
+        homeless += self._give_up_alone()
         if not all(group.up for group in self.groups):
             self._why_down = f"device {event.device!r} was lost: {event.reason}"
         for sequence in homeless:
@@ -178,6 +178,19 @@ class Controller:
         for group in self.groups:
             group.join(event.device)
 
+    def _give_up_alone(self) -> list[Sequence]:
+        """A prefill group is of no use without a decode group, nor the other way round. Returns the sequences of those that are alone now."""
+        homeless: list[Sequence] = []
+        alone = [handoffs.source for handoffs in self._handoffs.values() if not handoffs.open]
+        fed = [way.target for handoffs in self._handoffs.values() if handoffs.source.up for way in handoffs.ways]
+        alone += [group for group in self.groups if group.spec.role == "decode" and group not in fed]
+        for group in alone:
+            homeless += group.abandon()
+        gone = [*alone, *(group for group in self.groups if not group.up)]
+        for handoffs in self._handoffs.values():
+            handoffs.lose(gone)
+        return homeless
+
     # -------------------------------------------------------------------------------------------------- helpers
 
     def _route(self, tokens: int) -> int:
@@ -186,10 +199,11 @@ class Controller:
         return self.policies.route(tokens, np.array(usable, np.int64), self._capacity, self._speed)
 
     def _takes_prompts(self, group: Group) -> bool:
-        return group.spec.role != "decode" and group.up and all(one.target.up for one in self._handoffs if one.source is group)
+        handoffs = self._handoffs.get(group.index)
+        return group.spec.role != "decode" and group.up and (handoffs is None or handoffs.open)
 
     def _movers(self) -> list[Moves | Handoffs]:
-        return [*(group.moves for group in self.groups), *self._handoffs]
+        return [*(group.moves for group in self.groups), *self._handoffs.values()]
 
     def _begun(self) -> int:
         """Grows whenever a move begins, so that `handle` looks again."""
@@ -215,18 +229,17 @@ class Controller:
     def _shipments(self, step: RunStep) -> list[MoveKv]:
         if not len(step.chunk_slots):
             return []
-        group = self.groups[step.group]
-        movers: list[Moves | Handoffs] = [group.moves, *(one for one in self._handoffs if one.source is group)]
-        return [command for mover in movers for command in mover.follow(step, self._number)]
+        found = self.groups[step.group].moves.follow(step, self._number)
+        if step.group in self._handoffs:
+            found += self._handoffs[step.group].follow(step, self._number)
+        return found
 
-    def _requeue(self) -> None:
+    def _requeue(self, news: list[Command]) -> None:
         """Sequences that gave way wait again where prompts are computed."""
         for group in self.groups:
             again, group.again = group.again, []
             for sequence in again:
-                home = self.groups[sequence.request.group]
-                sequence.group = home.index
-                home.queue.push(sequence)
+                self._rehouse(sequence, news)
 
     def _target(self, request: Request) -> int:
         """Tokens at which a choice is complete: what was asked for, as far as the model and the smallest group's pages go."""
@@ -291,7 +304,9 @@ class Controller:
     def check(self) -> None:
         """Asserts that nothing is lost or held twice: call it after any event."""
         for group in self.groups:
-            group.check([pages for one in self._handoffs if one.target is group for pages in one.borrowed()])
+            group.check([pages for one in self._handoffs.values() for pages in one.borrowed(group)])
+            to_come = [one for handoffs in self._handoffs.values() for one in handoffs.active.values() if one.way.target is group]
+            assert group.promised == len(to_come) <= len(group.free_slots)
         self._check_progress()
         sequences = [one for state in self.requests.values() for one in state.sequences if not one.done]
         totals = self._totals
@@ -309,4 +324,5 @@ class Controller:
         under_way = any(group.in_flight for group in self.groups) or any(waits)
         assert under_way or not any((group.running or group.queue.waiting) and group.up for group in self.groups), "work, but nothing under way"
         moving = sum(int(group.slots.moving.sum()) for group in self.groups)
-        assert moving == sum(map(len, waits))
+        orphaned = sum(one.waits for handoffs in self._handoffs.values() for one in handoffs.orphans)
+        assert moving + orphaned == sum(map(len, waits))

@@ -87,6 +87,7 @@ class Group:
         self.ends: list[int] = []  # slots given up since the last step sent
         self.adopted: list[Start] = []  # sequences taken over from a prefill group since then
         self.again: list[Sequence] = []  # sequences that gave way and wait for a slot again, somewhere
+        self.promised = 0  # free slots for sequences that are on their way here
         self.going = 0  # slots in phase LEAVING, CLOSED or LOST: their pages are on their way back
 
     @property

@@ -23,6 +23,7 @@ from hetserve.drive import Observer, drive
 from hetserve.engine.api import PoolState, Sink
 from hetserve.engine.channel import Channel, make_channels, plan_layout
 from hetserve.engine.executor import Closing, EngineExecutor
+from hetserve.engine.runnable import require_runnable
 from hetserve.engine.streams import Streams
 from hetserve.engine.timeline import NOTES_FOLDER, ChromeTrace, Recorder, read_spans
 from hetserve.engine.wire import Ready
@@ -67,6 +68,7 @@ class Engine:
         self.spec = load_model(folder)
         plan.require_model(self.spec)
         self.plan = plan
+        require_runnable(plan)
         self.max_model_len = plan.limits.max_model_len
         self._config = config_from_plan(plan)
         self._controller = Controller(self._config, policies_for(plan.system, plan.online))

@@ -33,6 +33,7 @@ from hetserve.control.messages import (
 from hetserve.cost.costs import HeadCost
 from hetserve.cost.curve import Curve
 from hetserve.cost.roofline import StepCost
+from hetserve.spec.plan import Flow
 from hetserve.systems import UNIFORM
 
 COST = StepCost(1e-3, Curve.floor(1e-3, 1e-5), Curve((1.0,), (1e-6,)), attend_s=0.0, context_s=1e-7, pair_s=1e-9, source="test")
@@ -56,6 +57,19 @@ def splitwise(pages: int = 64, heads: int = 2, **changes) -> ControllerConfig:
     """A prefill group and a decode group."""
     groups = (GroupConfig((stage("first", (pages,)),), "prefill"), GroupConfig((stage("second", (pages,)),), "decode"))
     return replace(config(pages, heads, **changes), groups=groups)
+
+
+def phases(pages: int = 64, heads: int = 2, **changes) -> ControllerConfig:
+    """Two prefill and two decode groups of four layers, cut in unlike ways: in one or two stages of one or, if the heads allow, two ranks."""
+    ranks = 2 if heads % 2 == 0 else 1
+
+    def group(name: str, role: str, cuts: tuple[int, ...], ranks: int) -> GroupConfig:
+        edges = list(zip((0, *cuts), (*cuts, 4), strict=True))
+        return GroupConfig(tuple(stage(f"{name}{number}", (pages,) * ranks, layers, ranks) for number, layers in enumerate(edges)), role)
+
+    groups = (group("a", "prefill", (), 1), group("b", "prefill", (1,), ranks), group("c", "decode", (3,), 1), group("d", "decode", (), ranks))
+    flow = (Flow(0, 2, 0.25), Flow(0, 3, 0.75), Flow(1, 3, 1.0))
+    return replace(config(pages, heads, **changes), groups=groups, flow=flow)
 
 
 def next_token(tokens: np.ndarray, choice: int, vocab: int) -> int:
@@ -91,7 +105,10 @@ class Worker:
         self.standing = np.zeros(slots, bool)
         self.pools = np.zeros((slots, self.heads), np.int32)
         self.pages = np.full((slots, self.heads, -(-most // self.size)), -1, np.int32)
-        self.memory = [np.zeros((count, self.size), np.int64) for count in [pool.pages for pool in spec.pools]]
+        self.layers = [stage.layers for stage in spec.stages for _ in stage.pools]  # [pools]
+        shapes = [(pool.pages, last - first, self.size) for pool, (first, last) in zip(spec.pools, self.layers, strict=True)]
+        self.memory = [np.zeros(shape, np.int64) for shape in shapes]  # [pools][pages, layers, page_tokens]
+        self.kv_heads = config.kv_heads
         self.most_tokens = config.max_step_tokens
         self.blind: set[int] = set()  # pools of lost devices: what is read there is not checked, and must not be told
 
@@ -158,7 +175,7 @@ class Worker:
             for head in range(self.heads):
                 page = self.pages[slot, head, position // self.size]
                 assert page >= 0, "stores without a page"
-                self.memory[self.pools[slot, head]][page, position % self.size] = sign * 100 + head
+                self.memory[self.pools[slot, head]][page, :, position % self.size] = self._stored(slot, head, sign)
         self.computed[slot] = last
 
     def _read(self, slot: int) -> None:
@@ -166,8 +183,12 @@ class Worker:
             for head in range(self.heads):
                 if self.pools[slot, head] in self.blind:
                     continue
-                found = self.memory[self.pools[slot, head]][self.pages[slot, head, position // self.size], position % self.size]
-                assert found == sign * 100 + head, f"slot {slot} head {head} position {position}: somebody else's KV"
+                found = self.memory[self.pools[slot, head]][self.pages[slot, head, position // self.size], :, position % self.size]
+                assert np.array_equal(found, self._stored(slot, head, sign)), f"slot {slot} head {head} position {position}: somebody else's KV"
+
+    def _stored(self, slot: int, lane: int, sign: int) -> np.ndarray:
+        """What a lane's page holds of a token, layer by layer."""
+        return sign * 10_000 + np.arange(*self.layers[self.pools[slot, lane]]) * 100 + lane % self.kv_heads
 
 
 @dataclass
@@ -191,6 +212,8 @@ class World:
         self.sampled: list[list[list[int]]] = [[] for _ in config.groups]  # by the first of these steps, which have been run and not reported
         self.passed = [-1 for _ in config.groups]  # the last step that was run
         self.moves: list[MoveKv] = []  # not carried out
+        self.down: set[int] = set()  # groups that lost a primary
+        self.orphaned: set[int] = set()  # moves whose source was lost
         self.shipped: Counter[str] = Counter()  # moves behind steps, by what became of them
         self.requests: dict[int, Request] = {}
         self.answers: dict[tuple[int, int], Answer] = {}
@@ -240,7 +263,7 @@ class World:
     def move(self, index: int = 0, ok: bool = True):
         """One of the moves under way is done, which its step is then too, or fails half done, as it does when its source is lost."""
         command = self.moves.pop(index)
-        ok = ok and command.source.pool not in self.workers[command.source.group].blind
+        ok = ok and command.source.pool not in self.workers[command.source.group].blind and command.move not in self.orphaned
         if command.step >= 0:
             while ok and self.passed[command.source.group] < command.step:
                 self.run(command.source.group)
@@ -249,7 +272,9 @@ class World:
         source, target = (self.workers[place.group].memory[place.pool] for place in (command.source, command.target))
         assert command.pages_from.shape == command.pages_to.shape
         columns = slice(None) if ok else slice(None, None, 2)
-        target[command.pages_to[:, columns]] = source[command.pages_from[:, columns]]
+        firsts = (self.workers[place.group].layers[place.pool][0] for place in (command.source, command.target))
+        here, there = (slice(*(layer - first for layer in command.layers)) for first in firsts)
+        target[command.pages_to[:, columns], there] = source[command.pages_from[:, columns], here]
         return self.send(MoveDone, command.move, ok)
 
     def cancel(self, request: int):
@@ -259,26 +284,37 @@ class World:
         return self.send(Stopped, request, choice, at_token)
 
     def lose(self, group: int = 0, pool: int = 0):
-        """A pool's device is gone; with a primary the whole group, and the group it works with."""
+        """A pool's device is gone; with a primary the whole group, and those that are left alone without it."""
         spec = self.config.groups[group]
         device = spec.pools[pool].device
         if any(device == primary.device for one in spec.stages for primary in one.primaries):
-            for number in [group] if spec.role == "mixed" else range(len(self.pending)):
+            self.down.add(group)
+            for number in self._useless():
                 self.pending[number].clear()
                 self.sampled[number].clear()
-                self.moves = [move for move in self.moves if number not in (move.source.group, move.target.group)]
+                self.moves = [move for move in self.moves if number != move.target.group]
+                for move in [move for move in self.moves if number == move.source.group]:  # a target that lives tells when it no longer writes
+                    self.orphaned.add(move.move)
         else:
             self.workers[group].memory[pool][:] = -1  # what steps in flight read there is nonsense
             self.moves = [move for move in self.moves if pool != move.target.pool]  # a target that lives tells when it no longer writes
             self.workers[group].blind.add(pool)
         return self.send(WorkerLost, device, "it was killed")
 
+    def _useless(self) -> set[int]:
+        """Groups that are down, or have nobody left to hand to or to take from."""
+        prefill = [number for number, group in enumerate(self.config.groups) if group.role == "prefill"]
+        arcs = [(source, target) for source in prefill for target, _ in self.config.targets(source)]
+        up = [(source, target) for source, target in arcs if not {source, target} & self.down]
+        return self.down | {group for arc in arcs for group in arc} - {group for arc in up for group in arc}
+
     def rejoin(self, group: int = 0, pool: int = 0):
         spec = self.config.groups[group]
         device = spec.pools[pool].device
         if any(device == primary.device for one in spec.stages for primary in one.primaries):
-            for number in [group] if spec.role == "mixed" else range(len(self.pending)):
+            for number in self._useless():
                 self.workers[number] = Worker(self.config, number, self.vocab)
+            self.down.discard(group)
         else:
             while self.pending[group]:  # steps from before may still read there
                 self.complete(group)

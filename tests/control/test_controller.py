@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import replace
 
 import numpy as np
 import pytest
-from control_harness import World, config, expected, splitwise, stage
+from control_harness import World, config, expected, phases, splitwise, stage
 
 from hetserve.control.config import GroupConfig
 from hetserve.control.messages import MoveKv, Request, RunStep, StepDone
@@ -395,6 +396,19 @@ def test_a_prompt_without_room_in_the_decode_group_is_handed_over_when_there_is_
     assert moves == [(0, 0), (1, -1), (2, -1)]
     world.expect_answers()
     assert all(answer.reason == "length" for answer in world.answers.values())
+
+
+def test_decode_groups_get_their_shares_of_the_flow() -> None:
+    """A quarter and three quarters of the first prefill group's requests; the second one's all go to the last group."""
+    world = World(phases(pages=400, max_seqs=16, max_step_tokens=32))
+    for _ in range(10):
+        for _ in range(6):
+            world.arrive(12, 1)
+        world.run_out()
+    moves = [one for _, commands in world.log for one in commands if isinstance(one, MoveKv)]
+    taken = Counter(arc for arc, _ in {((one.source.group, one.target.group), one.request) for one in moves})
+    first = taken[0, 2] + taken[0, 3]
+    assert abs(taken[0, 2] - first / 4) <= 1 and first + taken[1, 3] == 60 and min(taken.values()) >= 5, taken
 
 
 def test_a_failed_handoff_is_tried_again() -> None:

@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from control_harness import World, config, expected, splitwise
+from control_harness import World, config, expected, phases, splitwise
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -26,7 +26,7 @@ LOSSES = ("lose", "lose")
 @st.composite
 def shapes(draw, devices=1, stages=1, make=config):
     """A small controller, often with far too few pages."""
-    layout = {} if make is splitwise else {"devices": devices, "stages": stages}
+    layout = {} if make in (splitwise, phases) else {"devices": devices, "stages": stages}
     heads = draw(st.sampled_from([1, 2, 5]))
     seqs = draw(st.integers(1, 6))
     return make(
@@ -181,6 +181,14 @@ def test_prompts_in_one_group_and_answers_in_another(shape, seed, actions, group
     assert finished(world)
 
 
+@settings(max_examples=150)
+@given(shapes(make=phases), st.integers(0, 2**32), st.integers(0, 250), st.sampled_from([0, 1, 2, 3]))
+def test_many_groups_of_unlike_stages_and_ranks(shape, seed, actions, group) -> None:
+    world = Life(World(shape), seed, ALL, group=group).live(actions)
+    world.expect_answers()
+    assert finished(world)
+
+
 def test_the_fuzz_reaches_the_rare_paths() -> None:
     """Preemption, two steps in flight, shared and kept prompts: if a change made them unreachable, the tests above would prove nothing."""
     preemptions = shared = kept = dropped = most = 0
@@ -211,7 +219,7 @@ def test_the_fuzz_reaches_the_rare_paths() -> None:
 def count_shipments(life: Life) -> Counter[str]:
     """Lives, and counts what becomes of prompts that follow their chunks."""
     world = life.world
-    movers = [*(group.moves for group in world.controller.groups), *world.controller._handoffs]
+    movers = [*(group.moves for group in world.controller.groups), *world.controller._handoffs.values()]
     totals: Counter[str] = Counter()
     shared: set[tuple[int, int]] = set()
     for _ in range(150):
@@ -249,6 +257,21 @@ def test_the_fuzz_reaches_handoffs() -> None:
     assert totals["moves_total"] > 100 and totals["moves_failed_total"] > 10 and totals["preemptions_total"] > 0, totals
     kinds = ("late", "before the step's report", "failed", "behind no step", "with shared pages", "given up", "a device lost")
     assert min(totals[kind] for kind in kinds) > 5, totals
+
+
+def test_the_fuzz_reaches_losses_of_one_group_of_many() -> None:
+    """Moves from a lost group to one that lives, sequences that begin anew elsewhere, and answers that end all the same."""
+    orphaned = again = 0
+    arcs: Counter[tuple[int, int]] = Counter()
+    for seed in range(40):
+        world = Life(World(phases(pages=2 * 20, max_step_tokens=12)), seed, (*ALL, *LOSSES), group=seed % 4).live(200)
+        assert finished(world)
+        world.expect_answers()
+        orphaned += len(world.orphaned)
+        again += sum(answer.reason in ("stop", "length") for answer in world.answers.values()) if world.down else 0
+        arcs += Counter((move.source.group, move.target.group) for _, commands in world.log for move in commands if isinstance(move, MoveKv))
+    assert orphaned > 5 and again > 20, (orphaned, again)
+    assert set(arcs) == {(0, 2), (0, 3), (1, 3)} and min(arcs.values()) > 20, arcs
 
 
 def test_a_wrong_page_is_noticed() -> None:

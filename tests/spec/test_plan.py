@@ -9,12 +9,13 @@ from dataclasses import replace
 import pytest
 
 from hetserve.control.config import config_from_plan
+from hetserve.engine.runnable import require_runnable
 from hetserve.errors import HetserveError, ResourceError, SpecError, UnsupportedError, UsageError
 from hetserve.planner.options import Options
 from hetserve.spec.cluster import Cluster, Device
 from hetserve.spec.load import load_plan, save_plan
 from hetserve.spec.model import ModelSpec
-from hetserve.spec.plan import Group, Plan, decode_plan, encode_plan, plan_schema
+from hetserve.spec.plan import Flow, Group, Plan, decode_plan, encode_plan, plan_schema
 from hetserve.spec.workload import Workload
 from hetserve.systems import SYSTEMS, system
 
@@ -217,14 +218,39 @@ def test_plans_for_another_model_or_a_later_version_are_refused() -> None:
     with_worker = replace(stage, attention=("slow",), pools=(*stage.pools, pool))
     later = [
         replace(plan, groups=(replace(group, stages=(replace(stage, layers=(0, 1)), replace(stage, layers=(1, 3)))),)),
-        replace(plan, groups=(replace(group, role="prefill"), replace(group, role="prefill"), replace(group, role="decode"))),
-        replace(plan, groups=(replace(group, stages=(replace(stage, primary=("fast", "slow"), pools=(*stage.pools, pool)),)),)),
         replace(plan, groups=(replace(group, role="prefill", stages=(with_worker,)), replace(group, role="decode"))),
     ]
     for one in later:
         assert decode_plan(encode_plan(one), "plan") == one
         with pytest.raises(UnsupportedError, match="this version"):
             config_from_plan(one)
+    prefill, decode = replace(group, role="prefill"), replace(group, role="decode")
+    for groups, flow in (((prefill,), ()), ((prefill, decode, decode), (Flow(0, 1, 1.0),)), ((prefill, decode), (Flow(1, 0, 1.0),))):
+        with pytest.raises(UnsupportedError, match=r"without decode groups|flow leaves out"):
+            config_from_plan(replace(plan, groups=groups, flow=flow))
+
+
+def test_what_is_simulated_and_not_served() -> None:
+    """The control plane takes these plans, the engine says which of them it has no workers for."""
+    plan = make()
+    (group,) = plan.groups
+    (stage,) = group.stages
+    both = replace(stage, primary=("fast", "slow"), pools=(*stage.pools, replace(stage.pools[0], device="slow")))
+    cut = (replace(stage, layers=(0, 1), primary=("slow",), pools=(replace(stage.pools[0], device="slow"),)), replace(stage, layers=(1, 3)))
+    prefill, decode = replace(group, role="prefill"), replace(group, role="decode")
+    planned = {
+        "tensor parallelism over 2 devices": (replace(group, stages=(both,)),),
+        "2 prefill and 1 decode groups": (prefill, prefill, decode),
+        "unlike stages": (prefill, replace(decode, stages=cut)),
+    }
+    for what, groups in planned.items():
+        one = replace(plan, groups=groups)
+        if groups[0].stages != (both,):
+            assert len(config_from_plan(one).groups) == len(groups)
+        with pytest.raises(UnsupportedError, match=what):
+            require_runnable(one)
+    require_runnable(plan)
+    require_runnable(replace(plan, groups=(prefill, decode), flow=(Flow(0, 1, 1.0),)))
 
 
 def test_unknown_systems() -> None:

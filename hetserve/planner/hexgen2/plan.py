@@ -80,7 +80,7 @@ def _group(case: Case, found: Found, number: int) -> Group:
     for devices, count in zip(strategy.stages, strategy.layers, strict=True):
         stages.append(_stage(case, found, devices, (first, first + count)))
         first += count
-    return Group(found.outcome.layout.roles[number], tuple(stages), float(found.outcome.rates[number]))
+    return Group(found.outcome.layout.roles[number], tuple(stages), float(found.outcome.flows[number]))
 
 
 def _stage(case: Case, found: Found, devices: Sequence[int], layers: tuple[int, int]) -> Stage:
