@@ -112,7 +112,7 @@ def _run(plan: Plan, workload: Workload, faults: Sequence[Fault], journal: Path 
     lengths = zip(workload.arrivals_s, workload.lengths.input_tokens, workload.lengths.output_tokens, strict=True)
     arrivals = [Arrival(at_s, prompt, output) for at_s, prompt, output in lengths]
     groups = [
-        [SimStage(stage.cost, tuple(pool.heads for pool in stage.pools), tuple(pool.device for pool in stage.pools)) for stage in group.stages]
+        [SimStage(one.cost, tuple(pool.heads for pool in one.pools), tuple(pool.device for pool in one.pools), one.ranks) for one in group.stages]
         for group in config.groups
     ]
     costs = Costs(plan.model.shape, plan.model.dtype, plan.cluster, plan.profile)

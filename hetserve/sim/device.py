@@ -25,15 +25,21 @@ MORE = 1
 
 @dataclass(frozen=True)
 class SimStage:
-    """What one stage costs: its primary's dense work, and decode attention on each of its pools, which work at the same time."""
+    """What one stage costs: its primaries' dense work, and decode attention on each of its pools, which work at the same time."""
 
     cost: StepCost
     heads: tuple[HeadCost, ...]
-    devices: tuple[str, ...]  # of its pools, its primary first
+    devices: tuple[str, ...]  # of its pools, its primaries first
+    ranks: int = 1
 
     @property
     def primary(self) -> str:
+        """Stands for all its primaries, which work together."""
         return self.devices[0]
+
+    @property
+    def primaries(self) -> tuple[str, ...]:
+        return self.devices[: self.ranks]
 
 
 @dataclass
@@ -67,9 +73,16 @@ class SimGroup:
         self._stages = stages
         self._output_tokens = output_tokens
         firsts = np.cumsum([0, *(len(stage.heads) for stage in stages)])
-        self._pools = [range(first, last) for first, last in pairwise(firsts.tolist())]
-        self._home = np.repeat(firsts[:-1], kv_heads).astype(np.int32)
+        self._pools = [slice(first, last) for first, last in pairwise(firsts.tolist())]
+        self._stage_of = np.repeat(np.arange(len(stages)), np.diff(firsts)).tolist()
+        ranks = [np.arange(kv_heads) // (kv_heads // stage.ranks) for stage in stages]
+        self._home = np.concatenate([first + rank for first, rank in zip(firsts[:-1], ranks, strict=True)]).astype(np.int32)
+        self._home_heads = np.bincount(self._home, minlength=firsts[-1])
         self.placement = np.zeros((slots, len(self._home)), np.int32)
+        self.heads = np.zeros((slots, firsts[-1]), np.int64)  # how many head groups of a slot lie in each pool
+        self._head_s, self._token_s, self._fixed_s, self._shared = np.array(
+            [(cost.head_s, cost.token_s, cost.fixed_s, cost.shared) for stage in stages for cost in stage.heads]
+        ).T
         self.standing = np.zeros(slots, bool)
         self.computed = np.zeros(slots, np.int64)  # tokens whose KV is there
         self.left = np.zeros(slots, np.int64)  # tokens the answer still has to come
@@ -86,7 +99,8 @@ class SimGroup:
         self._apply(step)
         rows = np.flatnonzero(self.standing)
         sampled = np.concatenate([rows, step.chunk_slots[step.chunk_samples == 1]])
-        parts_s = [self._parts_s(number, step, rows, len(sampled)) for number in range(len(self._stages))]
+        attention_s = self._attention_s(rows)
+        parts_s = [self._parts_s(number, step, rows, len(sampled), attention_s[number]) for number in range(len(self._stages))]
         self.computed[rows] += 1
         self.computed[step.chunk_slots] += step.chunk_tokens
         self.left[sampled] -= 1
@@ -102,7 +116,7 @@ class SimGroup:
 
     def stage_of(self, pool: int) -> int:
         """Which stage's a pool is."""
-        return next(number for number, pools in enumerate(self._pools) if pool in pools)
+        return self._stage_of[pool]
 
     def _apply(self, step: RunStep) -> None:
         self.standing[step.ends] = False
@@ -110,33 +124,43 @@ class SimGroup:
             self._start(start)
         for one in step.replaces:
             self.placement[one.slot][one.lanes] = one.pools
+            self.heads[one.slot] = np.bincount(self.placement[one.slot], minlength=self.heads.shape[1])
         self.standing[step.leaves] = False
         self.standing[step.joins] = True
 
     def _start(self, start: Start) -> None:
         self.standing[start.slot] = False
         self.placement[start.slot] = self._home
+        self.heads[start.slot] = self._home_heads
         self.computed[start.slot] = start.cached_tokens
         self.left[start.slot] = self._output_tokens[start.request] - (len(start.tokens) - start.prompt_tokens)
 
-    def _parts_s(self, number: int, step: RunStep, rows: NDArray[np.int64], samples: int) -> tuple[float, float, float]:
+    def _parts_s(self, number: int, step: RunStep, rows: NDArray[np.int64], samples: int, attention_s: float) -> tuple[float, float, float]:
         before, size = self.computed[step.chunk_slots], step.chunk_tokens
         pairs = float((size * (before + size / 2)).sum())
         cost, chunks = self._stages[number].cost, int(size.sum())
         dense_s = cost.step_s(len(rows) + chunks, samples, 0, pairs)
         decode_s = cost.step_s(len(rows), len(rows), 0, 0.0) if len(rows) and chunks else 0.0 if chunks else dense_s
-        slower = self._slower.get(self._stages[number].primary, 1.0)
-        return max(self._attention_s(number, rows)), slower * decode_s, slower * (dense_s - decode_s)
+        slower = self._slowest(self._stages[number].primaries)
+        return attention_s, slower * decode_s, slower * (dense_s - decode_s)
 
-    def _attention_s(self, number: int, rows: NDArray[np.int64]) -> list[float]:
-        """Decode attention on each of a stage's pools, which slow each other as soon as two of them hold something."""
-        held, seconds, stage = [], [], self._stages[number]
-        for pool, cost, device in zip(self._pools[number], stage.heads, stage.devices, strict=True):
-            heads = (self.placement[rows] == pool).sum(1)
-            held.append(int(heads.sum()))
-            own_s = cost.head_s * held[-1] + cost.token_s * int((heads * self.computed[rows]).sum())
-            slower = self._slower.get(device, 1.0)
-            seconds.append(slower * own_s if slower != LOST else 0.0)  # nobody waits for what is gone
-        alone = sum(count > 0 for count in held) == 1
-        costs = zip(seconds, held, self._stages[number].heads, strict=True)
-        return [own_s * (1 if alone else cost.shared) + cost.fixed_s if count else 0.0 for own_s, count, cost in costs]
+    def _attention_s(self, rows: NDArray[np.int64]) -> list[float]:
+        """Decode attention of each stage, on the slowest of its pools, which slow each other as soon as two of them hold something."""
+        if not len(rows):
+            return [0.0] * len(self._stages)
+        heads = self.heads[rows]
+        held = heads.sum(0)
+        seconds = self._head_s * held + self._token_s * (self.computed[rows] @ heads)
+        if self._slower:
+            times = [self._slower.get(device, 1.0) for stage in self._stages for device in stage.devices]
+            seconds *= [0.0 if slower == LOST else slower for slower in times]  # nobody waits for what is gone
+        seconds = np.where(held > 0, seconds, 0.0)
+        found = []
+        for pools in self._pools:
+            together = np.count_nonzero(held[pools]) > 1
+            each = seconds[pools] * self._shared[pools] if together else seconds[pools]
+            found.append(float((each + np.where(held[pools] > 0, self._fixed_s[pools], 0.0)).max()))
+        return found
+
+    def _slowest(self, devices: Sequence[str]) -> float:
+        return max(self._slower.get(device, 1.0) for device in devices) if self._slower else 1.0

@@ -140,7 +140,7 @@ class SimExecutor:
 
     def _run(self, command: RunStep) -> None:
         """Sends a step into its group's first stage, and the moves that follow it with it."""
-        if self._lost(*(stage.primary for stage in self.groups[command.group].stages)):
+        if self._lost(*(device for stage in self.groups[command.group].stages for device in stage.primaries)):
             return
         one = self.groups[command.group].admit(command)
         one.begun_s = self.now_s  # or later: when the first stage is free
@@ -221,7 +221,7 @@ class SimExecutor:
         if self._lost(fault.device) == was_lost:
             return None
         for group in self.groups:
-            if fault.device in [stage.primary for stage in group.stages]:
+            if any(fault.device in stage.primaries for stage in group.stages):
                 group.forget()
         if was_lost:
             return WorkerJoined(at_s, seq, fault.device)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
-from hetserve.control.messages import NO_INTS, NO_PAGES, RunStep
+from hetserve.control.messages import NO_INTS, NO_PAGES, Replace, RunStep, Sampling, Start
 from hetserve.cost.costs import HeadCost
 from hetserve.cost.curve import NOTHING
 from hetserve.cost.roofline import StepCost
@@ -13,6 +15,7 @@ from hetserve.sim.device import SimGroup, SimStage
 
 DENSE_S = 2e-3
 STEP = RunStep(0, 0, NO_INTS, (), (), NO_INTS, NO_INTS, NO_PAGES, NO_INTS, NO_INTS, NO_INTS, NO_INTS, NO_INTS, 0.0)
+START = Start(0, 0, 0, np.ones(101, np.int32), 101, 100, Sampling())
 HEADS = (HeadCost(1e-4, 1e-6, 0.0, "test", 1.4), HeadCost(2e-4, 1e-6, 1e-4, "test", 1.5), HeadCost(1e-4, 1e-6, 1e-4, "test", 2.0))
 
 
@@ -28,8 +31,7 @@ HEADS = (HeadCost(1e-4, 1e-6, 0.0, "test", 1.4), HeadCost(2e-4, 1e-6, 1e-4, "tes
 )
 def test_a_step_takes_what_its_slowest_pool_takes(away, slowest_s) -> None:
     group = SimGroup(1, [SimStage(StepCost(DENSE_S, NOTHING, NOTHING, 0.0, 0.0, 0.0, "test"), HEADS, ("a", "b", "c"))], 4, {0: 50})
-    group.standing[0], group.computed[0], group.left[0] = True, 100, 50
-    group.placement[0, : len(away)] = away
-    (parts_s,) = group.admit(STEP).parts_s
+    dealt = Replace(0, np.arange(len(away), dtype=np.int32), np.array(away, np.int32), NO_PAGES)
+    (parts_s,) = group.admit(replace(STEP, starts=(START,), replaces=(dealt,), joins=np.zeros(1, np.int32))).parts_s
     assert parts_s == pytest.approx((slowest_s, DENSE_S, 0.0))
     assert np.flatnonzero(group.standing).tolist() == [0]
