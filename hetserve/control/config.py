@@ -129,16 +129,13 @@ def config_from_plan(plan: Plan) -> ControllerConfig:
 
 
 def _stage(stage: Stage, costs: Costs) -> StageConfig:
-    if len(stage.primary) > 1:
-        what = f"tensor parallelism over {len(stage.primary)} devices"
-        raise UnsupportedError(f"the plan needs {what}; this version has one primary device a stage", "make the plan again with this version")
-    (primary,) = stage.primary
-    pools = []
+    """Ranks are on one node: attention workers are reached alike from each."""
+    ranks, primary, pools = len(stage.primary), stage.primary[0], []
     for pool in stage.pools:
-        sender = None if pool.device == primary else primary
+        sender = None if pool.device in stage.primary else primary
         others = [other.device for other in stage.pools if other is not pool]
-        pools.append(PoolConfig(pool.device, pool.pages, costs.head_cost(pool.device, stage.layers, sender, others)))
-    return StageConfig(stage.layers, tuple(pools), costs.stage_cost(primary, stage.layers, stage.weights))
+        pools.append(PoolConfig(pool.device, pool.pages, costs.head_cost(pool.device, stage.layers, sender, others, ranks)))
+    return StageConfig(stage.layers, tuple(pools), costs.stage_cost(primary, stage.layers, stage.weights, ranks), ranks)
 
 
 def _require_roles(plan: Plan) -> None:

@@ -221,7 +221,7 @@ class Former:
             np.array([slot for slot, _ in chunks], np.int32) if chunks else NO_INTS,
             np.array([size for _, size in chunks], np.int32) if chunks else NO_INTS,
             np.array(sampling, np.int32) if chunks else NO_INTS,
-            sum(stage.cost.step_s(tokens, len(rows), context, pairs) for stage in group.spec.stages),
+            sum(stage.cost.step_s(tokens, len(rows), context, pairs, len(standing.rows)) for stage in group.spec.stages),
         )
 
     def _restand(self, ready: Mask, ends: list[int]) -> tuple[Int32s, Int32s]:

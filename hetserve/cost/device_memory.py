@@ -32,18 +32,19 @@ def plan_bytes(kind: str, model: ModelSpec, items: int, item_rows: int, pages: i
     return sum(arrays) + (1 + len(arrays)) * ALIGN
 
 
-def primary_bytes(kind: str, model: ModelSpec, weights: str, rows: int, seqs: int, pages: int, last: bool) -> int:
+def primary_bytes(kind: str, model: ModelSpec, weights: str, rows: int, seqs: int, pages: int, last: bool, ranks: int = 1) -> int:
     """Beside the workspace that a CPU needs too: a plan for captured decode steps, one for others, and what every captured step holds.
 
     Args:
         rows, seqs: of the largest step.
         pages: of one head group of the longest sequence.
         last: whether the stage has the output matrix.
+        ranks: that share the heads.
     """
-    heads = model.kv_heads
+    heads = -(-model.kv_heads // ranks)
     captured = plan_bytes(kind, model, seqs * heads, seqs * heads, seqs * heads * pages)
-    held = CAPTURED * seqs * (2 * model.hidden + 2 * model.q_dim + 2 * model.kv_dim + (model.vocab if last else 0))
-    numbers = held + seqs * row_numbers(model)  # what one leaves for another or for the host stays, the rest they share
+    held = CAPTURED * seqs * (2 * model.hidden + -(-2 * (model.q_dim + model.kv_dim) // ranks) + (model.vocab if last else 0))
+    numbers = held + seqs * row_numbers(model, ranks)  # what one leaves for another or for the host stays, the rest they share
     return captured + _growing(kind, model, seqs * heads, rows * heads, pages, heads) + numbers * DTYPE_BYTES[weights] + LIBRARY_BYTES[kind]
 
 

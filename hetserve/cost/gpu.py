@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
 
 from hetserve.catalog import rows as catalog
-from hetserve.cost.curve import Curve, measured
+from hetserve.cost.curve import NOTHING, Curve, measured
+from hetserve.cost.fit import nonnegative
 from hetserve.cost.kernels import FLOAT16
 from hetserve.cost.library import ACROSS, Known, across, known, wire_of
-from hetserve.cost.step import PARTS, Rank, Work, decoding, kinds_of, prompts, step_parts_s
+from hetserve.cost.roofline import StepCost
+from hetserve.cost.step import PARTS, Rank, Wire, Work, decoding, kinds_of, prompts, step_parts_s
 from hetserve.spec.model import ModelSpec
 
 CURVE_ROWS = (1, 2, 4, 8, 16, 32, 48, 64, 96, 128, 160, 192, 256, 320, 384, 512, 640, 768, 1024, 1536, 2048, 3072, 4096, 6144, 8192)
 DENSE = tuple(part for part in PARTS if part not in ("decode", "prefill", "head", "overhead"))  # what only the number of rows decides
+# Where straight lines are fitted to the formulas of attention: sequences at once and tokens that each reads, prompts' rows and tokens before them.
+SEQUENCES, CONTEXTS = (1, 4, 16, 64, 256), (128, 256, 512, 1024, 2048, 4096)
+CHUNKS, BEFORE = (128, 256, 512, 1024, 2048, 4096), (0, 1024, 4096)
 
 
 @dataclass(frozen=True)
@@ -34,11 +40,20 @@ class Prediction:
 
 @dataclass(frozen=True)
 class Line:
-    """Decode attention of one layer on one rank: head_s * head groups + token_s * (head groups * tokens) + fixed_s, a tangent to the formula."""
+    """Decode attention of one layer on one rank: head_s * head groups + token_s * (head groups * tokens) + fixed_s."""
 
     head_s: float
     token_s: float
     fixed_s: float
+
+
+@dataclass(frozen=True)
+class PromptLine:
+    """Attention of prompts in one layer on one rank: fixed_s + row_s * rows + pair_s * (token, earlier token) pairs."""
+
+    fixed_s: float
+    row_s: float
+    pair_s: float
 
 
 @dataclass(frozen=True)
@@ -47,6 +62,7 @@ class GpuCosts:
 
     Args:
         link: between the GPUs, a name of the catalog; empty: the device's own.
+        declared: what joins them instead, if it is none of the catalog's.
 
     Raises:
         SpecError: an unknown device or link, or a model that cannot be cut into `tp` parts.
@@ -56,6 +72,7 @@ class GpuCosts:
     model: ModelSpec
     tp: int = 1
     link: str = ""
+    declared: Wire | None = None
 
     @cached_property
     def known(self) -> Known:
@@ -84,9 +101,7 @@ class GpuCosts:
         """A step of `layers` layers (default: all); only the last stage has the output matrix and the engine's own time."""
         parts = self._parts(work, self.model.layers if layers is None else layers)
         seconds = {name: float(parts[name]) for name in PARTS if last or name not in ("head", "overhead")}
-        nvlink = wire_of(self.device, self.link).nvlink
-        kinds = {kind for name, taken_s in seconds.items() if taken_s > 0 for kind in kinds_of(name, nvlink)}
-        return Prediction(sum(seconds.values()), seconds, self.known.source(kinds))
+        return Prediction(sum(seconds.values()), seconds, self._grounds([name for name, taken_s in seconds.items() if taken_s > 0]))
 
     def hop(self, tokens: float, link: str = "") -> Prediction:
         """Hidden states of so many tokens on their way to the next pipeline stage, over the device's own link or a named one.
@@ -100,39 +115,95 @@ class GpuCosts:
         count = self.model.layers if layers is None else layers
         return self._transfer("kv", FLOAT16 * 2 * self.model.kv_dim * count * tokens, link)
 
+    def stage(self, layers: int, last: bool) -> StepCost:
+        """So many layers as a stage, by lines and curves; only the last stage has the output matrix and the engine's own time.
+
+        Against `step`, over the catalog's GPUs and models, TP 1 to 8, 1 to 128 sequences and 128 to 4,096 tokens: 19 of 20 decode steps and prompts
+        are within 1 %, prompts of 128 tokens on the fastest chips up to 5 % above, decode steps up to 5 % off.
+        """
+        decode, prompt, heads = self.attention_line, self.prompt_line, self.rank.kv_heads
+        overhead = self.known.kernels.overhead
+        return StepCost(
+            fixed_s=overhead.fixed_s if last else 0.0,
+            layers=self._layer * layers,
+            head=self._head if last else NOTHING,
+            attend_s=layers * decode.fixed_s,
+            context_s=layers * heads * decode.token_s,
+            pair_s=layers * prompt.pair_s,
+            source=self.told(PARTS if last else (*DENSE, "decode", "prefill")),
+            sequence_s=layers * heads * decode.head_s,
+            prompt_s=layers * prompt.fixed_s,
+        )
+
     def dense_curve(self, layers: int) -> Curve:
         """Seconds of all but attention of so many layers, by rows of a step."""
-        parts = self._parts(Work(rows=np.array(CURVE_ROWS, float)), layers)
-        return measured(zip(map(float, CURVE_ROWS), map(float, np.sum([parts[name] for name in DENSE], axis=0)), strict=True))
+        return self._dense * layers
 
+    @cached_property
     def head_curve(self) -> Curve:
         """Seconds of the output matrix, by sampled rows."""
         parts = self._parts(Work(rows=np.array(CURVE_ROWS, float), samples=np.array(CURVE_ROWS, float)), 1)
         return measured(zip(map(float, CURVE_ROWS), map(float, parts["head"]), strict=True))
 
-    def attention_line(self, groups: float, context_each: float) -> Line:
-        """Decode attention of a layer as a line, exact at `groups` head groups that read `context_each` tokens each.
+    @cached_property
+    def attention_line(self) -> Line:
+        """Decode attention of a layer as a line, nearest to the formula in relative terms over SEQUENCES of a rank's heads and CONTEXTS.
 
-        Its slopes are the formula's there, so it holds near by; never negative.
+        Over the catalog's GPUs and models half of such points are within 1 % of it and 19 of 20 within 5 %. It is far below (30 % and more on the
+        fastest chips) for one or two sequences of thousands of tokens with a few heads, which cannot be split over all of a chip.
         """
-        decode, chip, r = self.known.kernels.decode, self.known.chip, self.model.group
+        decode, chip, each = self.known.kernels.decode, self.known.chip, self.rank.kv_heads
+        groups, context = (one.reshape(-1) for one in np.meshgrid(np.multiply(SEQUENCES, each), CONTEXTS, indexing="ij"))
+        seconds = decode.seconds(chip, groups, groups * context, context, self.model.group, 1, self.model.head_dim)
+        fixed_s, head_s, token_s = _line([np.ones(len(groups)), groups, groups * context], seconds)
+        return Line(head_s, token_s, fixed_s)
 
-        def seconds(count: float, context: float) -> float:
-            return float(decode.seconds(chip, count, count * context, context, r, 1, self.model.head_dim))
+    @cached_property
+    def prompt_line(self) -> PromptLine:
+        """Attention of prompts, and of chunks of them, in a layer as a line, nearest to the formula in relative terms over CHUNKS after BEFORE."""
+        prefill, chip = self.known.kernels.prefill, self.known.chip
+        rows, before = (one.reshape(-1) for one in np.meshgrid(CHUNKS, BEFORE, indexing="ij"))
+        pairs = rows * (before + (rows + 1) / 2)
+        seconds = prefill.seconds(chip, pairs, rows, before + rows, self.rank.q_heads, self.model.head_dim)
+        return PromptLine(*_line([np.ones(len(rows)), rows, pairs], seconds))
 
-        here = seconds(groups, context_each)
-        token_s = (seconds(groups, context_each * 1.01) - here) / (0.01 * groups * context_each)
-        head_s = max((seconds(groups * 1.01, context_each) - here) / (0.01 * groups) - token_s * context_each, 0.0)
-        return Line(head_s, token_s, max(here - groups * (head_s + token_s * context_each), 0.0))
+    @cached_property
+    def wire(self) -> Wire:
+        """What joins the ranks."""
+        return self.declared or wire_of(self.device, self.link)
 
-    @property
-    def pair_s(self) -> float:
-        """Seconds a (token, earlier token) pair of prefill attention takes in one layer, where there are many."""
-        many = 1e9
-        return float(self.known.kernels.prefill.seconds(self.known.chip, many, 1, 1, self.rank.q_heads, self.model.head_dim)) / many
+    def told(self, parts: Sequence[str]) -> str:
+        """The grounds of some of PARTS, for people."""
+        said = f"{self.known.device}: {self._grounds([part for part in parts if self.tp > 1 or part != 'allreduce'])}"
+        if self.tp == 1 or "allreduce" not in parts:
+            return said
+        joined = "a ring over a link as declared" if self.declared else self.link or catalog.device(self.device).peer
+        return f"{self.tp} x {said}; joined by {joined}"
+
+    def _grounds(self, parts: Sequence[str]) -> str:
+        asked = [part for part in parts if self.declared is None or part != "allreduce"]
+        return self.known.source({kind for part in asked for kind in kinds_of(part, self.wire.nvlink)})
+
+    @cached_property
+    def _dense(self) -> Curve:
+        """Of one layer."""
+        parts = self._parts(Work(rows=np.array(CURVE_ROWS, float)), 1)
+        return measured(zip(map(float, CURVE_ROWS), map(float, np.sum([parts[name] for name in DENSE], axis=0)), strict=True))
+
+    @cached_property
+    def _layer(self) -> Curve:
+        """The same and what attention adds for each row of a prompt; for decoding rows that is next to nothing."""
+        row_s = self.prompt_line.row_s
+        return Curve(self._dense.rows, tuple(taken_s + row_s * rows for rows, taken_s in zip(self._dense.rows, self._dense.seconds, strict=True)))
+
+    @cached_property
+    def _head(self) -> Curve:
+        """The output matrix, and what the engine takes for each sampled row."""
+        sequence_s, curve = self.known.kernels.overhead.sequence_s, self.head_curve
+        return Curve(curve.rows, tuple(taken_s + sequence_s * rows for rows, taken_s in zip(curve.rows, curve.seconds, strict=True)))
 
     def _parts(self, work: Work, layers: int) -> dict[str, np.ndarray]:
-        return step_parts_s(self.known.kernels, self.known.chip, wire_of(self.device, self.link), self.rank, work, layers)
+        return step_parts_s(self.known.kernels, self.known.chip, self.wire, self.rank, work, layers)
 
     def _transfer(self, name: str, size_bytes: float, link: str) -> Prediction:
         own = catalog.device(self.device).peer
@@ -144,3 +215,11 @@ class GpuCosts:
             seconds = row.latency_s + size_bytes / (row.bytes_per_s * share)
             ground = f"catalog: latency and bandwidth of {row.name}, of which {share:.0%} ({ACROSS})"
         return Prediction(seconds, {name: seconds}, ground)
+
+
+def _line(features: list[np.ndarray], seconds: np.ndarray) -> tuple[float, float, float]:
+    """Coefficients, none negative, whose sums are nearest to the seconds: relative errors count."""
+    matrix = np.stack(features, axis=1) / seconds[:, None]
+    scale = np.abs(matrix).max(axis=0)
+    one, other, third = nonnegative(matrix / scale, np.ones(len(seconds))) / scale
+    return float(one), float(other), float(third)

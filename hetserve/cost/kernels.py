@@ -143,6 +143,11 @@ class AllReduce:
         return _either(self.sharpness, self.fixed_s + self.rank_s * ranks, wire_s)
 
 
+def ring_s(ranks: int, latency_s: float, bytes_per_s: float, size_bytes: Values) -> Values:
+    """An all-reduce over links that nobody measured one on: 2 (n - 1) messages of an n-th each, one after the other (papers/hexgen2.md 3, C1)."""
+    return 2 * (ranks - 1) * (latency_s + np.asarray(size_bytes, float) / (ranks * bytes_per_s))
+
+
 @dataclass(frozen=True)
 class Link:
     """A message from one device to another."""

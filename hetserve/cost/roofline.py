@@ -21,13 +21,15 @@ class StepCost:
     context_s: float  # per token of context a decoding sequence reads
     pair_s: float  # per (token, earlier token) pair of a prefill chunk
     source: str
+    sequence_s: float = 0.0  # decode attention per sequence, whatever its length
+    prompt_s: float = 0.0  # prefill attention at all
 
     @property
     def token_s(self) -> float:
         """Dense work per token of a large step, the LM head not in it."""
         return self.layers.row_s
 
-    def step_s(self, tokens: int, samples: int, decode_context: int, prefill_pairs: float) -> float:
+    def step_s(self, tokens: int, samples: int, decode_context: int, prefill_pairs: float, decoding: int = 0) -> float:
         """Seconds of one step.
 
         Args:
@@ -35,10 +37,12 @@ class StepCost:
             samples: rows that go through the LM head.
             decode_context: sum of the decoding sequences' lengths.
             prefill_pairs: sum over chunks of tokens times the mean context they see.
+            decoding: sequences that decode; of little weight beside their lengths.
         """
         dense_s = self.layers.at(tokens) + (self.head.at(samples) if samples else 0.0)
-        attention_s = (self.attend_s if decode_context else 0.0) + decode_context * self.context_s + prefill_pairs * self.pair_s
-        return self.fixed_s + dense_s + attention_s
+        decode_s = self.attend_s + decode_context * self.context_s + decoding * self.sequence_s if decode_context else 0.0
+        prefill_s = self.prompt_s + prefill_pairs * self.pair_s if prefill_pairs else 0.0
+        return self.fixed_s + dense_s + (decode_s + prefill_s)
 
 
 @dataclass(frozen=True)
@@ -90,15 +94,15 @@ def token_pages(tokens: int, page_tokens: int = PAGE_TOKENS) -> int:
     return -(-tokens // page_tokens)
 
 
-def workspace_bytes(model: ModelSpec, dtype: str, step_tokens: int, samples: int) -> int:
+def workspace_bytes(model: ModelSpec, dtype: str, step_tokens: int, samples: int, ranks: int = 1) -> int:
     """Bytes a worker needs beside weights and KV for steps of `step_tokens` rows, `samples` of which get logits.
 
     A device's budget holds weights as they are stored, this workspace and KV. What every worker process takes by itself (Python, torch, the
-    kernels' code) is in no system's budget.
+    kernels' code) is in no system's budget. Of tensor-parallel ranks each has its share of heads and MLP columns, and whole hidden states and logits.
     """
-    return 2 * step_tokens * row_numbers(model) * DTYPE_BYTES[dtype] + 3 * samples * model.vocab * 4
+    return 2 * step_tokens * row_numbers(model, ranks) * DTYPE_BYTES[dtype] + 3 * samples * model.vocab * 4
 
 
-def row_numbers(model: ModelSpec) -> int:
-    """Numbers of a row's activations in a layer."""
-    return 6 * model.hidden + 2 * (model.q_dim + 2 * model.kv_dim) + 3 * model.intermediate
+def row_numbers(model: ModelSpec, ranks: int = 1) -> int:
+    """Numbers of a row's activations in a layer, on one of so many ranks."""
+    return 6 * model.hidden + -(-(2 * (model.q_dim + 2 * model.kv_dim) + 3 * model.intermediate) // ranks)

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from hetserve.cost.kernels import CUSTOM_BYTES, FLOAT16, SMALL, AllReduce, Chip, Decode, Gemm, Link, Overhead, Prefill, Small, Values
+from hetserve.cost.kernels import CUSTOM_BYTES, FLOAT16, SMALL, AllReduce, Chip, Decode, Gemm, Link, Overhead, Prefill, Small, Values, ring_s
 from hetserve.errors import SpecError
 from hetserve.spec.model import ModelSpec
 
@@ -45,6 +45,7 @@ class Wire:
 
     bytes_per_s: float  # one direction, as printed
     nvlink: bool
+    latency_s: float | None = None  # of a link that is none of the catalog's: all-reduces go around a ring, at its bandwidth as declared
 
 
 class Product(NamedTuple):
@@ -93,6 +94,14 @@ class Rank:
     def head(self) -> Product:
         """The output matrix, whether or not it is the embedding's."""
         return Product(-(-self.model.vocab // self.tp), self.model.embed_dim)
+
+    def kept(self, tensor: str, numbers: int) -> int:
+        """How many of a tensor's numbers are on this rank: of a matrix its share, of norms, biases and learned positions all."""
+        if "norm" in tensor or tensor.endswith(".bias") or "embed_positions" in tensor:
+            return numbers
+        if "k_proj" in tensor or "v_proj" in tensor:
+            return numbers * self.kv_heads // self.model.kv_heads
+        return -(-numbers // self.tp)
 
     def moved(self, kind: str, rows: Values) -> Values:
         """Bytes that one small kernel reads and writes: "norm", "rope", "store" or "act"."""
@@ -162,9 +171,12 @@ def step_parts_s(kernels: Kernels, chip: Chip, wire: Wire, rank: Rank, work: Wor
 
 
 def all_reduce_s(kernels: Kernels, wire: Wire, ranks: int, size_bytes: Values) -> Values:
-    """Of so many bytes over the ranks of one host: vLLM's own for small messages over NVLink, NCCL's otherwise."""
+    """Of so many bytes over the ranks of one host: vLLM's own for small messages over NVLink, NCCL's otherwise, a ring over
+    a declared link."""
     if ranks == 1:
         return np.zeros_like(np.asarray(size_bytes, float))
+    if wire.latency_s is not None:
+        return ring_s(ranks, wire.latency_s, wire.bytes_per_s, size_bytes)
     if not wire.nvlink:
         return kernels.pcie.seconds(wire.bytes_per_s, ranks, size_bytes)
     own, nccl = (each.seconds(wire.bytes_per_s, ranks, size_bytes) for each in (kernels.custom, kernels.nccl))

@@ -26,8 +26,8 @@ class Case:
     workload: Workload
     options: Options
     costs: Costs
-    _steps: dict[tuple[str, int, bool, str], StepCost] = field(default_factory=dict, repr=False, compare=False)
-    _bytes: dict[tuple[str, int, bool, bool, str], int] = field(default_factory=dict, repr=False, compare=False)
+    _steps: dict[tuple[str, int, bool, str, int], StepCost] = field(default_factory=dict, repr=False, compare=False)
+    _bytes: dict[tuple[str, int, bool, bool, str, int], int] = field(default_factory=dict, repr=False, compare=False)
 
     @property
     def whole(self) -> tuple[int, int]:
@@ -40,24 +40,24 @@ class Case:
     def device(self, name: str) -> Device:
         return self.cluster.device(name)
 
-    def step(self, device: str, layers: tuple[int, int], weights: str) -> StepCost:
+    def step(self, device: str, layers: tuple[int, int], weights: str, ranks: int = 1) -> StepCost:
         """As Costs.stage_cost, remembered: a stage's cost is told by how many layers it has and whether the last is among them."""
-        key = (device, layers[1] - layers[0], layers[1] == self.model.layers, weights)
+        key = (device, layers[1] - layers[0], layers[1] == self.model.layers, weights, ranks)
         if key not in self._steps:
-            self._steps[key] = self.costs.stage_cost(device, layers, weights)
+            self._steps[key] = self.costs.stage_cost(device, layers, weights, ranks)
         return self._steps[key]
 
-    def primary_room(self, device: str, layers: tuple[int, int], weights: str) -> int:
-        """Bytes that weights and workspace of a stage leave for KV; may be negative."""
-        key = (self.device(device).kind, layers[1] - layers[0], layers[0] == 0, layers[1] == self.model.layers, weights)
+    def primary_room(self, device: str, layers: tuple[int, int], weights: str, ranks: int = 1) -> int:
+        """Bytes that weights and workspace of a stage leave for KV on each of its primaries; may be negative."""
+        key = (self.device(device).kind, layers[1] - layers[0], layers[0] == 0, layers[1] == self.model.layers, weights, ranks)
         if key not in self._bytes:
-            self._bytes[key] = self.costs.weight_bytes(device, layers, weights) + self.workspace_bytes(device, layers, weights)
+            self._bytes[key] = self.costs.weight_bytes(device, layers, weights, ranks) + self.workspace_bytes(device, layers, weights, ranks)
         return self.device(device).memory_bytes - self._bytes[key]
 
-    def workspace_bytes(self, device: str, layers: tuple[int, int], weights: str) -> int:
-        """Of a stage's primary, for the largest step that the options allow."""
+    def workspace_bytes(self, device: str, layers: tuple[int, int], weights: str, ranks: int = 1) -> int:
+        """Of each of a stage's primaries, for the largest step that the options allow."""
         options = self.options
-        return self.costs.workspace_bytes(device, layers, weights, options.max_step_tokens, options.max_seqs, options.max_model_len)
+        return self.costs.workspace_bytes(device, layers, weights, options.max_step_tokens, options.max_seqs, options.max_model_len, ranks)
 
     def attention_room(self, device: str) -> int:
         """Bytes an attention worker has for KV."""

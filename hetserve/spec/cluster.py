@@ -87,7 +87,7 @@ class Cluster:
         if known is not None or source == target:
             return known
         wire = between(nodes.get(source), nodes.get(target))
-        return Link(source, target, wire.latency_s, wire.bytes_per_s) if wire is not None else None
+        return Link(source, target, wire.latency_s, wire.bytes_per_s, kind=wire.kind) if wire is not None else None
 
     @cached_property
     def _lookup(self) -> tuple[dict[tuple[str, str], Link], dict[str, Node]]:

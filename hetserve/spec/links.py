@@ -13,6 +13,7 @@ class Wire:
 
     latency_s: float
     bytes_per_s: float
+    kind: str = ""  # which link it is, as the catalog calls it; empty: nobody said
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,7 @@ class Link:
     latency_s: float
     bytes_per_s: float
     emulate: bool = False
+    kind: str = ""  # as a Wire's
 
 
 def between(here: Node | None, there: Node | None) -> Wire | None:
@@ -40,7 +42,10 @@ def between(here: Node | None, there: Node | None) -> Wire | None:
     if here is not None and here is there:
         return here.inside
     told = [node.outside for node in (here, there) if node is not None and node.outside is not None]
-    return Wire(max(wire.latency_s for wire in told), min(wire.bytes_per_s for wire in told)) if told else None
+    if not told:
+        return None
+    kinds = {wire.kind for wire in told}
+    return Wire(max(wire.latency_s for wire in told), min(wire.bytes_per_s for wire in told), kinds.pop() if len(kinds) == 1 else "")
 
 
 def check_nodes(nodes: tuple[Node, ...], where: str) -> None:

@@ -134,10 +134,12 @@ def test_curves_and_lines_tell_what_steps_tell() -> None:
     curve, told = costs.dense_curve(32), costs.decode(100, 1024)
     dense_s = sum(told.parts[name] for name in ("qkv", "out", "up", "down", "norm", "rope", "store", "act"))
     assert curve.at(100) == pytest.approx(dense_s, rel=0.05)
-    assert costs.head_curve().at(100) == pytest.approx(told.parts["head"], rel=0.05)
-    line, groups = costs.attention_line(100 * 8, 1024), 100 * 8
+    assert costs.head_curve.at(100) == pytest.approx(told.parts["head"], rel=0.05)
+    line, groups = costs.attention_line, 100 * 8
     assert 32 * (groups * (line.head_s + line.token_s * 1024) + line.fixed_s) == pytest.approx(told.parts["decode"], rel=0.02)
-    assert 32 * costs.pair_s * 8192**2 / 2 == pytest.approx(costs.prefill(1, 8192).parts["prefill"], rel=0.2)
+    prompt = costs.prompt_line
+    seconds = 32 * (prompt.fixed_s + 8192 * prompt.row_s + prompt.pair_s * 8192**2 / 2)
+    assert seconds == pytest.approx(costs.prefill(1, 8192).parts["prefill"], rel=0.1)
 
 
 def test_what_cannot_be_answered() -> None:
