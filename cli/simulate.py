@@ -17,11 +17,8 @@ from .console import Screen
 from .plan_options import MODEL_OPTION, make_plan, plan_options
 
 if TYPE_CHECKING:
-    from hetserve.control.messages import MoveKv
-    from hetserve.metrics import RequestRecord
-    from hetserve.sim.executor import Outcome, SimExecutor
+    from hetserve.bench.simulated import Simulation
     from hetserve.sim.faults import Fault
-    from hetserve.sim.links import Way
     from hetserve.spec.plan import Plan
     from hetserve.trace.datasets import Workload
 
@@ -59,8 +56,8 @@ def simulate(plan_file: Path | None, model: Path | None, as_json: bool, **given:
     plan = load_plan(plan_file) if plan_file is not None else make_plan(model, given)
     faults = _faults(plan, given["fault"])
     workload = _workload(plan, given)
-    executor = _run(plan, workload, faults, given["journal"], screen)
-    result = _result(plan, workload, executor, given)
+    done = _run(plan, workload, faults, given["journal"], screen)
+    result = _result(plan, workload, done, given)
     screen.json(result)
     _render(result, screen)
 
@@ -96,44 +93,15 @@ def _faults(plan: Plan, given: Sequence[str]) -> list[Fault]:
     return found
 
 
-def _run(plan: Plan, workload: Workload, faults: Sequence[Fault], journal: Path | None, screen: Screen) -> SimExecutor:
-    from hetserve.control.config import config_from_plan
-    from hetserve.control.controller import Controller
+def _run(plan: Plan, workload: Workload, faults: Sequence[Fault], journal: Path | None, screen: Screen) -> Simulation:
+    from hetserve.bench.simulated import arrivals_of, assemble
     from hetserve.control.journal import Journal
-    from hetserve.cost.costs import Costs
-    from hetserve.drive import drive
-    from hetserve.sim.device import SimStage
-    from hetserve.sim.executor import Arrival, SimExecutor
-    from hetserve.sim.links import Way
-    from hetserve.spec.plan import page_bytes
-    from hetserve.systems import policies_for
 
-    config = config_from_plan(plan)
-    lengths = zip(workload.arrivals_s, workload.lengths.input_tokens, workload.lengths.output_tokens, strict=True)
-    arrivals = [Arrival(at_s, prompt, output) for at_s, prompt, output in lengths]
-    groups = [
-        [SimStage(one.cost, tuple(pool.heads for pool in one.pools), tuple(pool.device for pool in one.pools), one.ranks) for one in group.stages]
-        for group in config.groups
-    ]
-    costs = Costs(plan.model.shape, plan.model.dtype, plan.cluster, plan.profile)
-    devices = [[pool.device for pool in group.pools] for group in config.groups]
-
-    bytes_per_s: dict[str, float] = {}
-
-    def carry(move: MoveKv) -> tuple[Way, int]:
-        size_bytes = move.pages_from.size * page_bytes(plan.model.shape, move.layers, plan.model.dtype)
-        source, target = devices[move.source.group][move.source.pool], devices[move.target.group][move.target.pool]
-        if source == target:
-            return Way(0.0, ()), size_bytes
-        link, cost = f"{source} to {target}", costs.link_cost(source, target)
-        bytes_per_s[link] = cost.bytes_per_s
-        return Way(cost.beta_s, (link,)), size_bytes
-
-    executor = SimExecutor(arrivals, groups, config.kv_heads, carry, bytes_per_s, config.max_seqs, config.max_model_len, costs.excess(), faults)
-    controller = Controller(config, policies_for(plan.system, plan.online))
+    simulation = assemble(plan, arrivals_of(workload), faults)
+    executor = simulation.executor
     try:
-        with journal.open("wb") if journal else nullcontext() as file, screen.progress("simulating", len(arrivals)) as advance:
-            record = Journal(file.write, config) if file else None
+        with journal.open("wb") if journal else nullcontext() as file, screen.progress("simulating", len(workload.arrivals_s)) as advance:
+            record = Journal(file.write, simulation.config) if file else None
             done = 0
 
             def observe(event: Any, commands: Any) -> None:
@@ -144,41 +112,22 @@ def _run(plan: Plan, workload: Workload, faults: Sequence[Fault], journal: Path 
                     advance(executor.ended - done)
                     done = executor.ended
 
-            drive(controller, executor, observe)
+            simulation.run(observe)
     except OSError as error:
         raise SpecError(f"the journal cannot be written to {str(journal)!r}: {error.strerror}") from None
-    return executor
+    return simulation
 
 
-def _result(plan: Plan, workload: Workload, executor: SimExecutor, given: dict[str, Any]) -> dict[str, Any]:
+def _result(plan: Plan, workload: Workload, done: Simulation, given: dict[str, Any]) -> dict[str, Any]:
     """One object in the shape of `hetserve bench --json`, every number labelled as simulated."""
-    from hetserve.metrics import parse_goodput, summarise
+    from hetserve.bench.simulated import summary
+    from hetserve.metrics import parse_goodput
 
     from .bench_setup import numbers
 
-    lasted_s = max(executor.now_s, 1e-9)
-    records = [_record(outcome) for choices in executor.outcomes for outcome in choices]
-    percentiles = numbers(given["metric_percentiles"])
-    rate = given["request_rate"] if math.isfinite(given["request_rate"]) else "inf"
-    system = {
-        "kind": "simulated",
-        "model_id": plan.model.shape.name,
-        "num_prompts": len(records),
-        "request_rate": rate,
-        "burstiness": given["burstiness"],
-        **summarise(records, lasted_s, percentiles, parse_goodput(given["goodput"])),
-        "utilisation": {one.primary: s / lasted_s for group in executor.groups for one, s in zip(group.stages, group.busy_s, strict=True)},
-    }
+    system = summary(done, given["request_rate"], given["burstiness"], numbers(given["metric_percentiles"]), parse_goodput(given["goodput"]))
     made = {"plan": plan.hash, "cluster": plan.cluster.name, "faults": list(given["fault"])}
     return {"systems": {plan.system: system}, "inputs": workload.lengths.inputs, **made}
-
-
-def _record(outcome: Outcome) -> RequestRecord:
-    from hetserve.metrics import RequestRecord
-
-    times = tuple(at_s - outcome.at_s for at_s in outcome.token_s)
-    ok = outcome.reason in ("stop", "length")
-    return RequestRecord(ok, outcome.prompt_tokens, len(times), outcome.at_s, 0.0, times, (1,) * len(times), error=outcome.why)
 
 
 def _render(result: dict[str, Any], screen: Screen) -> None:

@@ -1,0 +1,71 @@
+"""A plan run from the library: the same run gives the same result, and devices are busy for as long as what they did takes."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import pytest
+
+from hetserve.bench.simulated import Simulation, assemble, summary
+from hetserve.planner.options import Options
+from hetserve.sim.executor import Arrival
+from hetserve.sim.faults import Fault
+from hetserve.spec.cluster import Cluster, Device
+from hetserve.spec.model import ModelSpec
+from hetserve.spec.plan import Plan
+from hetserve.systems import system
+
+MODEL = ModelSpec.from_hf(
+    {
+        "architectures": ["LlamaForCausalLM"],
+        "hidden_size": 64,
+        "num_hidden_layers": 4,
+        "num_attention_heads": 8,
+        "num_key_value_heads": 2,
+        "intermediate_size": 128,
+        "vocab_size": 320,
+        "max_position_embeddings": 512,
+        "dtype": "bfloat16",
+    },
+    None,
+    "small",
+)
+GIB = 2**30
+CLUSTER = Cluster("pair", (0,), (Device("slow", "cpu", (0,), "avx2", 2 * GIB), Device("fast", "cpu", (1,), "amx", 1 * GIB)))
+ARRIVALS = [Arrival(0.01 * number, 20 + number, 5) for number in range(30)]
+
+
+def planned(name: str = "uniform") -> Plan:
+    return system(name).planner(CLUSTER, MODEL, None, Options(max_seqs=8))
+
+
+def run(plan: Plan, faults=(), arrivals=ARRIVALS) -> Simulation:
+    done = assemble(plan, arrivals, faults)
+    done.run()
+    return done
+
+
+def test_the_same_run_gives_the_same_result() -> None:
+    first, again = (summary(run(planned("splitwise")), 100.0, 1.0, (50.0, 99.0), {"ttft": 1e9}) for _ in range(2))
+    assert json.dumps(first) == json.dumps(again)
+    assert (first["completed"], first["failed"], first["total_output_tokens"]) == (30, 0, 150)
+    assert (first["kind"], first["request_rate"], first["system"]) == ("simulated", 100.0, "splitwise")
+    assert first["request_goodput"] == first["request_throughput"] and first["moves"] == 30
+
+
+def test_what_a_device_was_busy_with() -> None:
+    """Every step takes the stage with more layers longer."""
+    plan = planned()
+    (group,) = plan.groups
+    (stage,) = group.stages
+    cut = (replace(stage, layers=(0, 1)), replace(stage, layers=(1, 4), primary=("slow",), pools=(replace(stage.pools[0], device="slow"),)))
+    done = run(replace(plan, groups=(replace(group, stages=cut),)))
+    busy_s = done.busy_s()
+    assert set(busy_s) == {"slow", "fast"} and 0 < busy_s["fast"] < busy_s["slow"] < done.lasted_s
+    alone, slowed = (run(plan, faults, ARRIVALS[:1]).busy_s() for faults in ((), [Fault(0.0, "fast", 3.0)]))
+    assert set(alone) == {"fast"} and slowed["fast"] == pytest.approx(3 * alone["fast"])
+
+
+def test_an_infinite_rate_is_said_in_a_word() -> None:
+    assert summary(run(planned()))["request_rate"] == "inf"
