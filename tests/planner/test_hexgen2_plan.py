@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from dataclasses import replace
 
 import pytest
 from planner_cases import GIB, cluster, model, profile
@@ -17,6 +18,7 @@ from hetserve.planner.hexgen2.search import Search
 from hetserve.planner.hexgen2.site import Ranks
 from hetserve.planner.options import Options
 from hetserve.spec.cluster import Host
+from hetserve.spec.links import Wire
 from hetserve.spec.load import load_cluster
 from hetserve.spec.plan import Plan, decode_plan, encode_plan
 from hetserve.spec.workload import Workload
@@ -31,13 +33,13 @@ LITTLE = Search(effort=300, starts=2)
 
 
 def used_bytes(made: Plan) -> dict[str, float]:
-    """What each device holds at least: its share of the weights, all of the workspace, its pages."""
+    """What each device holds at least: its share of weights and workspace, its pages."""
     costs, limits = Costs(made.model.shape, made.model.dtype, made.cluster), made.limits
     used: dict[str, float] = defaultdict(float)
     for stage in (stage for group in made.groups for stage in group.stages):
         for pool in stage.pools:
-            used[pool.device] += costs.weight_bytes(pool.device, stage.layers, stage.weights) / len(stage.primary)
-            step = (limits.max_step_tokens, limits.max_seqs, limits.max_model_len)
+            used[pool.device] += costs.weight_bytes(pool.device, stage.layers, stage.weights, len(stage.primary))
+            step = (limits.max_step_tokens, limits.max_seqs, limits.max_model_len, len(stage.primary))
             used[pool.device] += costs.workspace_bytes(pool.device, stage.layers, stage.weights, *step)
             used[pool.device] += pool.pages * pool.page_bytes
     return used
@@ -131,8 +133,24 @@ def test_bytes_are_those_of_the_budget() -> None:
         count = layers[1] - layers[0]
         used = held.fixed + held.layer * count + held.first * (layers[0] == 0) + held.last * (layers[1] == 16)
         assert used == pytest.approx(1.0 * GIB - case.primary_room("fast", layers, "bfloat16"), rel=1e-9)
-    shared, two, one = costs.bytes(Ranks(0, 4)), *(case.costs.weight_bytes("fast", (1, last), "bfloat16") for last in (3, 2))
-    assert shared.layer == pytest.approx((two - one) / 4) and shared.fixed == costs.bytes(Ranks(0, 1)).fixed
+    shared, two, one = costs.bytes(Ranks(0, 4)), *(case.costs.weight_bytes("fast", (1, last), "bfloat16", 4) for last in (3, 2))
+    assert shared.layer == two - one and 0.1 * costs.bytes(Ranks(0, 1)).fixed < shared.fixed < costs.bytes(Ranks(0, 1)).fixed
+
+
+def test_ranks_cost_what_the_simulator_has_them_cost() -> None:
+    """Over the links of their own host: the same GPU in two kinds of hosts is of two kinds, and each kind's example has most mates."""
+    over = load_cluster("hetis-testbed", HOST)
+    case = open_case(over, LLAMA_13B, CHAT, Options(max_model_len=1024))
+    costs = costs_of(case)
+    assert costs.examples == ("a100-0", "3090-a-0", "p100-0")
+    found, step = costs.decode(Ranks(0, 4), 32, 32 * 800.0), case.step("a100-0", (0, 40), "bfloat16", 4)
+    assert found.fixed_s + 40 * found.layer_s + found.head_s == pytest.approx(step.step_s(32, 32, 32 * 800, 0.0, 32))
+    used = costs.bytes(Ranks(0, 4))
+    assert used.fixed + 40 * used.layer + used.first + used.last == pytest.approx(72 * GIB - case.primary_room("a100-0", (0, 40), "bfloat16", 4))
+    nodes = [replace(node, inside=Wire(5e-6, 56e9, "nvlink-bridge-112")) if node.name == "host-3090-1" else node for node in over.nodes]
+    lone = [device for device in over.devices if device.name not in ("p100-1", "a100-3")]
+    mixed = open_case(replace(over, nodes=tuple(nodes), devices=(*lone[-1:], *lone[:-1])), LLAMA_13B, CHAT, Options(max_model_len=1024))
+    assert costs_of(mixed).examples == ("p100-3", "a100-0", "3090-a-0", "3090-b-0")
 
 
 def test_a_cluster_becomes_numbers() -> None:

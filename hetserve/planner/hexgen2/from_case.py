@@ -1,26 +1,26 @@
 """A cluster and its costs as the HexGen-2 planner sees them: a Site, a Demand, and stage costs from the same formulas that dispatcher and simulator
 ask.
 
-Chosen here: a stage's time and bytes are made linear in its layers from two stages of different length; d ranks take a d-th of everything but the
-fixed time of a step, and two ring all-reduces a layer, 4 (d - 1) (latency + message / (d * bandwidth)) together, over the slowest link among them
-(papers/hexgen2.md 3, C1). Only GPUs share layers: the CPU engine has one primary device a stage. How devices slow each other (`Costs.contention`) is
+Chosen here: a stage's time and bytes are made linear in its layers from two stages of different length. Devices are of one kind if they compute
+alike, have as much memory and reach others like them on their node by the same links: what ranks cost is asked of one example of each kind, on the
+node that has most of it. Only GPUs share layers: the CPU engine has one primary device a stage. How devices slow each other (`Costs.contention`) is
 not looked at.
 """
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Hashable
 from dataclasses import dataclass
 from itertools import product
-from math import prod
 
 import numpy as np
 
+from hetserve.cost.costs import alike
 from hetserve.planner.case import KV_BYTES, Case
 from hetserve.planner.hexgen2.site import Bytes, Demand, Floats, Ranks, Seconds, Site
 from hetserve.spec.cluster import Device
 from hetserve.spec.model import DTYPE_BYTES
-from hetserve.spec.tensors import tensor_shapes
 
 MOST_RANKS = 8  # of a stage
 
@@ -35,11 +35,10 @@ def demand_of(case: Case) -> Demand:
 def site_of(case: Case) -> Site:
     """The cluster's devices, in its order."""
     devices = case.cluster.devices
-    kinds: dict[Hashable, int] = {}
-    numbers = [kinds.setdefault(kind_of(device), len(kinds)) for device in devices]
+    numbers, examples = kinds_of(case)
     nodes = {name: number for number, name in enumerate(dict.fromkeys(device.node for device in devices))}
     latency_s, bytes_per_s = _links(case)
-    ranks = [tuple(one for one in (1, 2, 4, 8) if case.model.kv_heads % one == 0 and one <= MOST_RANKS)] * len(kinds)
+    ranks = [tuple(one for one in (1, 2, 4, 8) if case.model.kv_heads % one == 0 and one <= MOST_RANKS)] * len(examples)
     for device, number in zip(devices, numbers, strict=True):
         if not device.is_gpu:
             ranks[number] = (1,)
@@ -58,6 +57,28 @@ def site_of(case: Case) -> Site:
 def kind_of(device: Device) -> Hashable:
     """What makes two devices compute alike, with as much memory."""
     return (device.kind, device.isa, 0 if device.is_gpu else len(device.cores), str(device.stretch), device.gpu, device.memory_bytes)
+
+
+def kinds_of(case: Case) -> tuple[list[int], list[str]]:
+    """[devices] which kind each is of, and [kinds] the name of one of it: with as many like it on its node as any."""
+    cluster, nodes = case.cluster, defaultdict(list)
+    for device in cluster.devices:
+        nodes[device.node].append(device)
+    kinds: dict[Hashable, int] = {}
+    numbers: list[int] = []
+    examples: list[str] = []
+    most: list[int] = []
+    for device in cluster.devices:
+        mates = [other.name for other in nodes[device.node] if other is not device and alike(device, other)]
+        links = {(link.kind, link.latency_s, link.bytes_per_s) for mate in mates if (link := cluster.link(device.name, mate)) is not None}
+        number = kinds.setdefault((kind_of(device), frozenset(links)), len(kinds))
+        numbers.append(number)
+        if number == len(examples):
+            examples.append(device.name)
+            most.append(len(mates))
+        elif len(mates) > most[number]:
+            examples[number], most[number] = device.name, len(mates)
+    return numbers, examples
 
 
 @dataclass(frozen=True)
@@ -87,15 +108,13 @@ class CaseCosts:
         return float(self.case.model.hidden * DTYPE_BYTES[self.case.dtype])
 
     def bytes(self, ranks: Ranks) -> Bytes:
-        """Weights are shared by the ranks, workspace is not."""
+        """As the case has them of stages of one and two layers."""
         layers = self.layers
         if layers < 3:  # a stage may be all of it: count each piece as if it came with everything
             return Bytes(0.0, 0.0, self._used(ranks, (0, 1)), self._used(ranks, (layers - 1, layers)) if layers > 1 else 0.0)
         one, two = self._used(ranks, (1, 2)), self._used(ranks, (0, 2))
         first, last = self._used(ranks, (0, 1)), self._used(ranks, (layers - 1, layers))
-        layer = two - first
-        table = self._weights((layers - 1, layers)) - self._weights((1, 2))
-        return Bytes(one - layer, layer / ranks.count, (first - one) / ranks.count, last - one - table + table / ranks.count)
+        return Bytes(one - (two - first), two - first, first - one, last - one)
 
     def prefill(self, ranks: Ranks, tokens: float) -> Seconds:
         """In chunks as large as a step, as the engine computes it."""
@@ -109,7 +128,8 @@ class CaseCosts:
 
     def _seconds(self, ranks: Ranks, steps: float, tokens: int, samples: int, context: int, pairs: float) -> Seconds:
         def stage_s(first: int, last: int, sampled: int) -> float:
-            return self.case.step(self.examples[ranks.kind], (first, last), self.case.dtype).step_s(tokens, sampled, context, pairs)
+            step = self.case.step(self.examples[ranks.kind], (first, last), self.case.dtype, ranks.count)
+            return step.step_s(tokens, sampled, context, pairs, tokens if context else 0)
 
         layers = self.layers
         if layers == 1:
@@ -118,24 +138,17 @@ class CaseCosts:
             one_s = stage_s(0, 1, 0)
             layer_s = (stage_s(0, layers - 1, 0) - one_s) / (layers - 2) if layers > 2 else one_s
             fixed_s, head_s = one_s - layer_s, stage_s(layers - 1, layers, samples) - one_s
-        reduce_s = 4 * (ranks.count - 1) * (ranks.latency_s + tokens * self.row_bytes() / (ranks.count * ranks.bytes_per_s))
-        return Seconds(steps * max(0.0, fixed_s), steps * (layer_s / ranks.count + reduce_s), max(0.0, head_s) / ranks.count)
+        return Seconds(steps * max(0.0, fixed_s), steps * layer_s, max(0.0, head_s))
 
     def _used(self, ranks: Ranks, layers: tuple[int, int]) -> float:
-        """Bytes beside KV of an undivided stage."""
+        """Bytes beside KV on each rank of a stage."""
         name = self.examples[ranks.kind]
-        return float(self.case.device(name).memory_bytes - self.case.primary_room(name, layers, self.case.dtype))
-
-    def _weights(self, layers: tuple[int, int]) -> float:
-        return float(sum(prod(shape) for shape in tensor_shapes(self.case.model, *layers).values()) * DTYPE_BYTES[self.case.dtype])
+        return float(self.case.device(name).memory_bytes - self.case.primary_room(name, layers, self.case.dtype, ranks.count))
 
 
 def costs_of(case: Case) -> CaseCosts:
     """Costs whose kinds are numbered as the site's."""
-    examples: dict[Hashable, str] = {}
-    for device in case.cluster.devices:
-        examples.setdefault(kind_of(device), device.name)
-    return CaseCosts(case, tuple(examples.values()))
+    return CaseCosts(case, tuple(kinds_of(case)[1]))
 
 
 def _most_kv(case: Case, device: Device) -> float:
