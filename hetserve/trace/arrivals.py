@@ -6,6 +6,7 @@ Open loop: arrivals do not wait for answers. The definitions are those of `vllm 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -57,6 +58,22 @@ def arrival_times(arrivals: Arrivals, count: int, rng: np.random.Generator) -> N
     if not arrivals.ramp and math.isfinite(arrivals.rate_per_s):
         times *= count / arrivals.rate_per_s / times[-1]
     return times
+
+
+def followed_times(arrivals: Arrivals, times_s: Sequence[float], slowdown: float = 1.0) -> NDArray[np.float64]:
+    """[count] seconds after the first request: a trace's own times, `slowdown` times as long; at a finite rate, stretched as `arrival_times` are.
+
+    Raises:
+        UsageError: a ramp or a burstiness, which a trace has of its own; or requests that all came at once and cannot be stretched.
+    """
+    if arrivals.ramp or arrivals.burstiness != 1.0:
+        raise UsageError("A trace's own times take neither a ramp nor --burstiness.", hint="--request-rate stretches them to a rate")
+    times = np.asarray(times_s) - times_s[0]
+    if math.isinf(arrivals.rate_per_s):
+        return times * slowdown
+    if not times[-1] > 0:
+        raise UsageError("These requests of the trace came all at once: there is no time between them to be stretched.")
+    return np.asarray(times * (len(times) / arrivals.rate_per_s / times[-1]))
 
 
 def _rates(arrivals: Arrivals, count: int) -> NDArray[np.float64]:

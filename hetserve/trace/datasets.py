@@ -1,7 +1,7 @@
 """Datasets: a description becomes a list of requests, the same bytes for the same seed. Prompts are token ids.
 
-`random` draws lengths as `vllm bench serve` does; azure-conv, azure-code and sharegpt take a public trace's lengths (from its file, else from the
-committed table); `custom` reads prompts. Refuses what it does not know instead of falling back to another input.
+`random` draws lengths as `vllm bench serve` does; azure-conv, sharegpt and the like (TRACES) take a public trace's lengths (from its file, else from
+the committed table, where there is one); `custom` reads prompts. Refuses what it does not know instead of falling back to another input.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +17,12 @@ import numpy as np
 
 from hetserve.errors import SpecError, UsageError
 from hetserve.trace import files, tables
-from hetserve.trace.arrivals import Arrivals, arrival_times
+from hetserve.trace.arrivals import Arrivals, arrival_times, followed_times
 from hetserve.trace.requests import Lengths, Request, keep_fitting
 from hetserve.trace.vocab import Vocabulary
 
-NAMES = ("random", "azure-conv", "azure-code", "sharegpt", "custom")
-TRACES = ("azure-conv", "azure-code", "sharegpt")
+TRACES = tuple(files.FILES)
+NAMES = ("random", *TRACES, "custom")
 CLASSES = tuple(name for name, _, _ in tables.CLASSES)
 LENGTHS_STREAM, TOKENS_STREAM, ARRIVALS_STREAM = 0, 1, 2  # independent random streams of one seed
 SHAREGPT_LIMITS = (4, 1024, 2048)  # shortest part, longest prompt, longest prompt with answer: what vLLM keeps of the ShareGPT file
@@ -40,6 +40,7 @@ class DatasetSpec:
         only: one of CLASSES (HPHD: heavy prefill, heavy decode, ...) to take a trace's requests from; empty: all of them.
         most_tokens: of a trace, leave out requests whose prompt and answer are longer together, before any is drawn; 0: none.
         fixed_output_len: overrides the dataset's own output lengths (not `random`'s).
+        timed: take a trace's first requests in their order, with the times at which they came, from its file.
     """
 
     name: str = "random"
@@ -55,6 +56,7 @@ class DatasetSpec:
     fixed_output_len: int | None = None
     only: str = ""
     most_tokens: int = 0
+    timed: bool = False
 
     def __post_init__(self) -> None:
         if self.name not in NAMES:
@@ -71,6 +73,8 @@ class DatasetSpec:
             )
         if self.most_tokens and self.name not in TRACES:
             raise UsageError("--max-request-len leaves requests of a trace out.", hint=f"it goes with {', '.join(TRACES)}")
+        if self.timed and self.name not in TRACES:
+            raise UsageError(f"{self.name} requests have no times of their own.", hint=f"--use-trace-timestamps goes with {', '.join(TRACES)}")
         if not 0 <= self.random_range_ratio < 1:
             raise UsageError(f"--random-range-ratio must be at least 0 and below 1, not {self.random_range_ratio:g}.")
         if self.random_prefix_len < 0 or self.random_prefix_len + math.floor(self.random_input_len * (1 - self.random_range_ratio)) < 1:
@@ -117,13 +121,28 @@ def build(spec: DatasetSpec, arrivals: Arrivals, vocabulary: Vocabulary, max_mod
     lengths = _READERS[spec.name](spec, vocabulary, rng)
     if spec.fixed_output_len is not None and spec.name != "random":
         fixed = (spec.fixed_output_len,) * len(lengths.input_tokens)
-        lengths = Lengths(lengths.input_tokens, fixed, lengths.prompts, lengths.prefix, lengths.inputs | {"output_len": spec.fixed_output_len})
+        lengths = replace(lengths, output_tokens=fixed, inputs=lengths.inputs | {"output_len": spec.fixed_output_len})
     asked = len(lengths.input_tokens)
     kept, dropped = keep_fitting(lengths, max_model_len)
-    times = arrival_times(arrivals, len(kept.input_tokens), np.random.default_rng([spec.seed, ARRIVALS_STREAM]))
     inputs = {"dataset": spec.name, "n": asked, "dropped": dropped, "seed": spec.seed, "max_model_len": max_model_len, **kept.inputs}
-    kept = Lengths(kept.input_tokens, kept.output_tokens, kept.prompts, kept.prefix, inputs)
-    return Workload(kept, tuple(times.tolist()), dropped, spec.seed, vocabulary)
+    return arriving(Workload(replace(kept, inputs=inputs), (), dropped, spec.seed, vocabulary), arrivals)
+
+
+def arriving(workload: Workload, arrivals: Arrivals, slowdown: float = 1.0) -> Workload:
+    """The same requests, arriving otherwise: at every rate in the same pattern, the seed's or that of the trace that is followed.
+
+    Args:
+        slowdown: how many times as long a trace that is followed takes, where no rate says so.
+
+    Raises:
+        UsageError: a trace that is followed cannot arrive like this.
+    """
+    times_s, count = workload.lengths.times_s, len(workload.lengths.input_tokens)
+    if times_s is None:
+        times = arrival_times(arrivals, count, np.random.default_rng([workload.seed, ARRIVALS_STREAM]))
+    else:
+        times = followed_times(arrivals, times_s, slowdown)
+    return replace(workload, arrivals_s=tuple(times.tolist()))
 
 
 def _random(spec: DatasetSpec, vocabulary: Vocabulary, rng: np.random.Generator) -> Lengths:
@@ -145,25 +164,31 @@ def _random(spec: DatasetSpec, vocabulary: Vocabulary, rng: np.random.Generator)
 
 def _trace(spec: DatasetSpec, vocabulary: Vocabulary, rng: np.random.Generator) -> Lengths:
     path = spec.path or (files.find(spec.data_dir, spec.name) if spec.data_dir else None)
+    if path is None and spec.timed:
+        raise SpecError(f"Only the file of {spec.name} says when requests came, and it is not here.", hint="--dataset-path, or --data-dir")
     if path is None:
         return _from_table(spec, rng)
     raw = files.read_bytes(path)
     if spec.name == "sharegpt" and raw.lstrip().startswith(b"["):
         return _conversations(spec, vocabulary, rng, raw, path)
     rows = files.parse(raw, path)
+    wanted = np.ones(len(rows), bool)
     if spec.only:
-        rows = tables.of_class(spec.only, rows)
+        wanted &= tables.in_class(spec.only, rows)
     if spec.most_tokens:
-        rows = rows[rows.sum(axis=1) <= spec.most_tokens]
-    if not len(rows):
+        wanted &= rows.sum(axis=1) <= spec.most_tokens
+    kept = np.flatnonzero(wanted)
+    if not len(kept):
         raise SpecError(f"{path} has no requests of that kind.")
-    picked = rows[_pick(len(rows), spec.num_prompts, rng)]
-    said = {"input": "file", "file": path.name, "sha256": files.sha256(raw), "rows": len(rows)}
-    return _lengths(picked, said | _only(spec))
+    said = {"input": "file", "file": path.name, "sha256": files.sha256(raw), "rows": len(kept)} | _only(spec)
+    if not spec.timed:
+        return _lengths(rows[kept[_pick(len(kept), spec.num_prompts, rng)]], said)
+    first = kept[: spec.num_prompts]
+    return replace(_lengths(rows[first], said | {"timestamps": "trace"}), times_s=tuple(files.times(raw, path)[first].tolist()))
 
 
 def _from_table(spec: DatasetSpec, rng: np.random.Generator) -> Lengths:
-    if spec.tables_dir is None:
+    if spec.tables_dir is None or not (spec.tables_dir / f"{spec.name}.toml").is_file():
         raise SpecError(f"No file and no length table for {spec.name}.", hint="give --dataset-path")
     table = files.read_table(spec.tables_dir / f"{spec.name}.toml")
     if spec.only:
@@ -259,8 +284,6 @@ def _pick(rows: int, count: int, rng: np.random.Generator) -> list[int]:
 
 _READERS: dict[str, Callable[[DatasetSpec, Vocabulary, np.random.Generator], Lengths]] = {
     "random": _random,
-    "azure-conv": _trace,
-    "azure-code": _trace,
-    "sharegpt": _trace,
+    **dict.fromkeys(TRACES, _trace),
     "custom": _custom,
 }

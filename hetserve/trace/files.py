@@ -30,6 +30,16 @@ COLUMNS = (
     ("Request tokens", "Response tokens"),
     ("input_length", "output_length"),
     ("prompt_size", "token_size"),
+    ("prompt_tokens", "canonical_solution_tokens"),  # HumanEval, counted with Llama-2's tokenizer
+)
+
+# Columns that say when a request came, and how many seconds one of their units is; None: a date with the time of day.
+TIMES: tuple[tuple[str, float | None], ...] = (
+    ("TIMESTAMP", None),  # Azure
+    ("timestamp", 1e-3),  # Mooncake
+    ("arrival_s", 1.0),
+    ("Timestamp", 1.0),  # BurstGPT
+    ("arrival_timestamp", 1.0),  # splitwise-sim
 )
 
 # Where each dataset's file may lie below a data folder, most specific first.
@@ -37,6 +47,10 @@ FILES = {
     "azure-conv": ("azure2023/AzureLLMInferenceTrace_conv.csv", "AzureLLMInferenceTrace_conv.csv"),
     "azure-code": ("azure2023/AzureLLMInferenceTrace_code.csv", "AzureLLMInferenceTrace_code.csv"),
     "sharegpt": ("sharegpt/helix_shared_gpt_lengths.csv", "helix_shared_gpt_lengths.csv"),
+    "sharegpt-8k": ("sharegpt/sharegpt_8k_filtered_stats_llama2_tokenizer.csv", "sharegpt_8k_filtered_stats_llama2_tokenizer.csv"),
+    "humaneval": ("humaneval/humaneval_lengths_llama2_tokenizer.csv", "humaneval_lengths_llama2_tokenizer.csv"),
+    "arxiv": ("arxiv/arxiv_summarization_stats_llama2_tokenizer_filtered_v2.csv", "arxiv_summarization_stats_llama2_tokenizer_filtered_v2.csv"),
+    "mooncake-conv": ("mooncake/conversation_trace.jsonl", "conversation_trace.jsonl"),
 }
 
 
@@ -67,11 +81,7 @@ def parse(raw: bytes, path: Path) -> NDArray[np.int64]:
     Raises:
         SpecError: the columns are none of the known formats, or a row has no whole positive numbers.
     """
-    text = raw.decode("utf-8-sig", errors="replace")
-    if text.lstrip().startswith("{"):
-        rows = [_json_row(line, number, path) for number, line in enumerate(text.splitlines(), 1) if line.strip()]
-    else:
-        rows = list(csv.DictReader(text.splitlines()))
+    rows = _rows(raw, path)
     columns = next((pair for pair in COLUMNS if rows and all(name in rows[0] for name in pair)), None)
     if columns is None:
         seen = ", ".join(map(str, rows[0])) if rows else "no rows"
@@ -84,6 +94,43 @@ def parse(raw: bytes, path: Path) -> NDArray[np.int64]:
     if (lengths[:, 0] < 1).any() or (lengths[:, 1] < 0).any():
         raise SpecError(f"{path} has a row with an empty prompt or a negative length.")
     return lengths
+
+
+def times(raw: bytes, path: Path) -> NDArray[np.float64]:
+    """[rows] seconds from the first request to each, as a trace file recorded them; requests of one instant are spread evenly until the next.
+
+    Raises:
+        SpecError: the file does not say when requests came, or they do not come in order.
+    """
+    rows = _rows(raw, path)
+    column, unit_s = next(((name, unit) for name, unit in TIMES if rows and name in rows[0]), ("", None))
+    if not column:
+        raise SpecError(f"{path} does not say when requests came.", hint=f"a column {', '.join(name for name, _ in TIMES)}; or give --request-rate")
+    try:
+        if unit_s is None:
+            found = (np.array([row[column] for row in rows], "datetime64[ns]") - np.datetime64(rows[0][column], "ns")).astype(np.int64) * 1e-9
+        else:
+            found = np.array([float(row[column]) for row in rows]) * unit_s
+    except (KeyError, TypeError, ValueError) as error:
+        raise SpecError(f"{path} has a row whose {column} is no time: {error}.") from error
+    if not np.isfinite(found).all() or (np.diff(found) < 0).any():
+        raise SpecError(f"{path} has rows that are not in the order of their {column}.")
+    return _spread(found - found[0])
+
+
+def _spread(times_s: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Requests of one instant (Mooncake's are multiples of 3 s) come evenly over the time to the next one."""
+    instants, first, counts = np.unique(times_s, return_index=True, return_counts=True)
+    gaps = np.diff(instants, append=instants[-1] + (instants[-1] - instants[-2] if len(instants) > 1 else 0.0))
+    place = np.arange(len(times_s)) - np.repeat(first, counts)
+    return times_s + place * np.repeat(gaps / counts, counts)
+
+
+def _rows(raw: bytes, path: Path) -> list[dict[str, Any]]:
+    text = raw.decode("utf-8-sig", errors="replace")
+    if text.lstrip().startswith("{"):
+        return [_json_row(line, number, path) for number, line in enumerate(text.splitlines(), 1) if line.strip()]
+    return list(csv.DictReader(text.splitlines()))
 
 
 def read_table(path: Path) -> tables.LengthTable:

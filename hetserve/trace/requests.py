@@ -6,7 +6,7 @@ A request longer than the model's window is dropped and counted, never replaced 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
 from hetserve.errors import BenchError
@@ -39,6 +39,7 @@ class Lengths:
         input_tokens, output_tokens: [n], same order.
         prompts: the prompts themselves where the dataset has them, else None (drawn at random by length).
         prefix: token ids that every drawn prompt begins with (counted in input_tokens).
+        times_s: when they came where the trace is followed (`DatasetSpec.timed`), seconds after its first row; else None.
         inputs: which input this is (dataset, file and sha256, or table, n, seed), for the result's JSON.
     """
 
@@ -47,6 +48,7 @@ class Lengths:
     prompts: tuple[tuple[int, ...], ...] | None = None
     prefix: tuple[int, ...] = ()
     inputs: dict[str, Any] = field(default_factory=dict)
+    times_s: tuple[float, ...] | None = None
 
 
 def keep_fitting(lengths: Lengths, max_model_len: int) -> tuple[Lengths, int]:
@@ -67,8 +69,9 @@ def keep_fitting(lengths: Lengths, max_model_len: int) -> tuple[Lengths, int]:
         )
     if not dropped:
         return lengths, 0
-    prompts = None if lengths.prompts is None else _pick(lengths.prompts, kept)
-    return Lengths(_pick(lengths.input_tokens, kept), _pick(lengths.output_tokens, kept), prompts, lengths.prefix, lengths.inputs), dropped
+    prompts, times_s = (None if values is None else _pick(values, kept) for values in (lengths.prompts, lengths.times_s))
+    inputs, outputs = _pick(lengths.input_tokens, kept), _pick(lengths.output_tokens, kept)
+    return replace(lengths, input_tokens=inputs, output_tokens=outputs, prompts=prompts, times_s=times_s), dropped
 
 
 def _pick(values: Sequence[T], which: Sequence[int]) -> tuple[T, ...]:

@@ -63,8 +63,13 @@ def fit(name: str, source: str, licence: str, sha256: str, lengths: NDArray[np.i
 
 def of_class(label: str, lengths: NDArray[np.int64]) -> NDArray[np.int64]:
     """The rows of [rows, 2] input and output tokens that belong to one of CLASSES."""
+    return lengths[in_class(label, lengths)]
+
+
+def in_class(label: str, lengths: NDArray[np.int64]) -> NDArray[np.bool_]:
+    """[rows] whether each of [rows, 2] input and output tokens belongs to one of CLASSES."""
     long_input, long_output = next((heavy_in, heavy_out) for name, heavy_in, heavy_out in CLASSES if name == label)
-    return lengths[((lengths[:, 0] > SPLIT_INPUT) == long_input) & ((lengths[:, 1] > SPLIT_OUTPUT) == long_output)]
+    return ((lengths[:, 0] > SPLIT_INPUT) == long_input) & ((lengths[:, 1] > SPLIT_OUTPUT) == long_output)
 
 
 def narrowed(table: LengthTable, label: str) -> LengthTable:

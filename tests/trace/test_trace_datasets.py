@@ -59,7 +59,7 @@ def test_the_seed_decides_and_draws_differ_only_in_tokens() -> None:
     assert all(a.prompt != b.prompt for a, b in zip(first, second, strict=True))
 
 
-@pytest.mark.parametrize("name", ["azure-conv", "azure-code", "sharegpt"])
+@pytest.mark.parametrize("name", datasets.TRACES)
 def test_without_a_file_the_committed_table_is_used_and_named(name: str) -> None:
     workload = made(DatasetSpec(name, 40, tables_dir=TABLES))
     inputs = workload.lengths.inputs
@@ -250,3 +250,59 @@ def test_requests_longer_than_asked_for_are_not_drawn(tmp_path: Path) -> None:
         made(DatasetSpec("azure-conv", 80, tables_dir=TABLES, most_tokens=3))
     with pytest.raises(UsageError, match="of a trace"):
         DatasetSpec("random", 5, most_tokens=300)
+
+
+def timed_file(folder: Path, stamps: list[str], column: str = "TIMESTAMP") -> Path:
+    path = folder / "trace.csv"
+    path.write_text(f"{column},ContextTokens,GeneratedTokens\n" + "".join(f"{at},{600 + row},{200 + row}\n" for row, at in enumerate(stamps)))
+    return path
+
+
+AZURE_TIMES = ["2023-11-16 23:59:58.5000000", "2023-11-16 23:59:59.7500000", "2023-11-17 00:00:02.5000001"]
+
+
+def test_a_trace_is_followed_in_its_order_and_at_its_times(tmp_path: Path) -> None:
+    spec = DatasetSpec("azure-conv", 3, path=timed_file(tmp_path, AZURE_TIMES), timed=True)
+    workload = made(spec)
+    assert workload.lengths.input_tokens == (600, 601, 602)
+    assert workload.arrivals_s == pytest.approx((0.0, 1.25, 4.0000001), abs=1e-9) and workload.arrivals_s[2] > 4.0
+    assert datasets.arriving(workload, Arrivals(), 0.5).arrivals_s == pytest.approx((0.0, 0.625, 2.0), abs=1e-6)
+    assert datasets.arriving(workload, Arrivals(10.0)).arrivals_s == pytest.approx((0.0, 0.3 * 1.25 / 4, 0.3), abs=1e-6)
+    assert made(DatasetSpec("azure-conv", 2, path=spec.path, timed=True)).arrivals_s == workload.arrivals_s[:2]
+    assert made(DatasetSpec("azure-conv", 3, path=spec.path, timed=True, most_tokens=801)).arrivals_s == (0.0,)
+
+
+def test_requests_of_one_instant_are_spread_until_the_next(tmp_path: Path) -> None:
+    path = tmp_path / "trace.jsonl"
+    rows = [{"timestamp": at, "input_length": 9, "output_length": 3} for at in (0, 0, 0, 3000, 6000, 6000)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert made(DatasetSpec("mooncake-conv", 9, path=path, timed=True)).arrivals_s == pytest.approx((0, 1, 2, 3, 6, 7.5))
+
+
+def test_a_trace_that_cannot_be_followed_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="no times of their own"):
+        DatasetSpec("random", timed=True)
+    with pytest.raises(SpecError, match="is not here"):
+        made(DatasetSpec("azure-conv", timed=True, tables_dir=TABLES))
+    with pytest.raises(SpecError, match="does not say when"):
+        made(DatasetSpec("azure-conv", path=timed_file(tmp_path, AZURE_TIMES, "when"), timed=True))
+    with pytest.raises(SpecError, match="not in the order"):
+        made(DatasetSpec("azure-conv", path=timed_file(tmp_path, AZURE_TIMES[::-1]), timed=True))
+    with pytest.raises(SpecError, match="no time"):
+        made(DatasetSpec("azure-conv", path=timed_file(tmp_path, ["noon"]), timed=True))
+    once = made(DatasetSpec("azure-conv", path=timed_file(tmp_path, AZURE_TIMES[:1]), timed=True))
+    for arrivals, said in ((Arrivals(1.0), "all at once"), (Arrivals(burstiness=0.5), "neither a ramp nor --burstiness")):
+        with pytest.raises(UsageError, match=said):
+            datasets.arriving(once, arrivals)
+
+
+def test_other_rates_keep_the_pattern_of_arrivals() -> None:
+    workload = made(DatasetSpec("random", 50))
+    slow, fast = (datasets.arriving(workload, Arrivals(rate)) for rate in (1.0, 4.0))
+    assert np.asarray(slow.arrivals_s) == pytest.approx(4 * np.asarray(fast.arrivals_s)) and slow.lengths == workload.lengths
+    assert slow.arrivals_s == datasets.build(DatasetSpec("random", 50), Arrivals(1.0), VOCABULARY, 100_000).arrivals_s
+
+
+def test_a_trace_without_a_table_needs_its_file() -> None:
+    with pytest.raises(SpecError, match="no length table for mooncake-conv"):
+        made(DatasetSpec("mooncake-conv", tables_dir=TABLES.parent))

@@ -22,6 +22,10 @@ PUBLISHED = {
     "azure-conv": ((0.393, 0.212, 0.109, 0.286), (1154.7, 211.1), (1020, 129)),
     "azure-code": ((0.023, 0.744, 0.007, 0.226), (2047.8, 27.9), (1469, 13)),
     "sharegpt": ((0.023, 0.011, 0.725, 0.241), (74.1, 228.6), (20, 217)),
+    "sharegpt-8k": ((0.670, 0.097, 0.182, 0.051), (2340.0, 438.7), (1730, 415)),
+    "arxiv": ((), (2588.1, 291.4), (2730, 167)),  # no shares are stated of these
+    "humaneval": ((), (156.5, 66.9), (136, 55)),
+    "mooncake-conv": ((), (12035.1, 342.6), (6909, 350)),
 }
 
 
@@ -58,7 +62,7 @@ def test_a_table_survives_being_written_and_read(tmp_path: Path) -> None:
 def test_committed_tables_have_the_published_statistics(name: str) -> None:
     shares, means, medians = PUBLISHED[name]
     table = files.read_table(FOLDER / f"{name}.toml")
-    assert [round(one.share, 3) for one in table.classes] == pytest.approx(shares, abs=0.001)
+    assert not shares or [round(one.share, 3) for one in table.classes] == pytest.approx(shares, abs=0.001)
     drawn = tables.sample(table, 100_000, np.random.default_rng(0))
     assert drawn.mean(axis=0) == pytest.approx(means, rel=0.03)
     assert np.median(drawn, axis=0) == pytest.approx(medians, rel=0.08)
