@@ -69,7 +69,8 @@ def keep_fitting(lengths: Lengths, max_model_len: int) -> tuple[Lengths, int]:
         )
     if not dropped:
         return lengths, 0
-    prompts, times_s = (None if values is None else _pick(values, kept) for values in (lengths.prompts, lengths.times_s))
+    prompts = None if lengths.prompts is None else _pick(lengths.prompts, kept)
+    times_s = None if lengths.times_s is None else _pick(lengths.times_s, kept)
     inputs, outputs = _pick(lengths.input_tokens, kept), _pick(lengths.output_tokens, kept)
     return replace(lengths, input_tokens=inputs, output_tokens=outputs, prompts=prompts, times_s=times_s), dropped
 
