@@ -8,34 +8,39 @@ from dataclasses import dataclass
 from hetserve.cost.roofline import token_pages
 from hetserve.errors import ResourceError
 from hetserve.planner.case import MIB, Case
+from hetserve.planner.kinds import named
 from hetserve.spec.plan import MOST_PAGES, PAGE_TOKENS, Flow, Group, Limits, Online, Plan, PlanModel, Pool, Stage, page_bytes
 
 
 @dataclass(frozen=True)
 class Part:
-    """A stage: layers [first, last), the device that holds their weights and in which dtype, and the attention workers of its group."""
+    """A stage: layers [first, last), the devices that share their weights and in which dtype, and the attention workers of its group."""
 
     layers: tuple[int, int]
-    primary: str
+    primary: tuple[str, ...]  # alike and in one node, one per tensor-parallel rank
     weights: str
     attention: tuple[str, ...] = ()
 
 
 def stage(case: Case, part: Part) -> Stage | None:
-    """The part with pools as large as the budgets allow; None where a device has no room for a page of every head, or for what the user asked for."""
-    size_bytes = page_bytes(case.model, part.layers, case.dtype)
+    """The part with pools as large as the budgets allow, all ranks' alike; None where a device has no room for a page of every head that it may hold,
+    or for what the user asked for."""
+    size_bytes, ranks = page_bytes(case.model, part.layers, case.dtype), len(part.primary)
+    own = case.model.kv_heads // ranks  # heads of each rank
     share = (part.layers[1] - part.layers[0]) / case.model.layers  # of an attention worker's budget: it serves all stages of its group
-    room = case.primary_room(part.primary, part.layers, part.weights)
-    rooms = [case.kv_bytes(part.primary, room)]
-    rooms += [int(case.kv_bytes(one, case.attention_room(one)) * share) for one in part.attention]
-    most = MOST_PAGES if case.options.kv_memory_bytes else min(_usable(case), MOST_PAGES)
-    pages = [min(room // size_bytes, most) for room in rooms]
-    longest = pages[0] // case.model.kv_heads * PAGE_TOKENS  # prompts are computed with all their KV on the primary
-    if min(pages) < case.model.kv_heads or longest < case.options.max_model_len or room < case.options.kv_memory_bytes:
+    most = _usable(case)
+    room = min(case.primary_room(one, part.layers, part.weights, ranks) for one in part.primary)
+    pages = min(case.kv_bytes(part.primary[0], room) // size_bytes, most // ranks)
+    longest = pages // own * PAGE_TOKENS  # prompts are computed with all their KV on the primaries
+    if pages < own or longest < case.options.max_model_len or room < case.options.kv_memory_bytes:
         return None
-    devices = (part.primary, *part.attention)
-    pools = tuple(Pool(device, count, size_bytes) for device, count in zip(devices, pages, strict=True))
-    return Stage(part.layers, (part.primary,), part.attention, pools, part.weights)
+    pools = [Pool(device, pages, size_bytes) for device in part.primary]
+    for device in part.attention:
+        held = min(int(case.kv_bytes(device, case.attention_room(device)) * share) // size_bytes, most)
+        if held < case.model.kv_heads:
+            return None
+        pools.append(Pool(device, held, size_bytes))
+    return Stage(part.layers, part.primary, part.attention, tuple(pools), part.weights)
 
 
 def group(case: Case, parts: Sequence[Part], role: str = "mixed") -> Group | None:
@@ -46,8 +51,8 @@ def group(case: Case, parts: Sequence[Part], role: str = "mixed") -> Group | Non
 
 
 def tokens_held(case: Case, stage: Stage) -> int:
-    """Tokens of one sequence that the stage's primary holds alone, where prompts are computed."""
-    return stage.pools[0].pages // case.model.kv_heads * PAGE_TOKENS
+    """Tokens of one sequence that the stage's primaries hold alone, where prompts are computed."""
+    return stage.pools[0].pages // (case.model.kv_heads // len(stage.primary)) * PAGE_TOKENS
 
 
 def finish(case: Case, system: str, groups: Sequence[Group], notes: Sequence[str], online: Online | None = None, flow: tuple[Flow, ...] = ()) -> Plan:
@@ -72,10 +77,10 @@ def finish(case: Case, system: str, groups: Sequence[Group], notes: Sequence[str
     )
 
 
-def no_room(case: Case, device: str, part: Part) -> ResourceError:
-    """Why a part does not fit on its primary."""
-    options, wanted = case.options, case.options.kv_memory_bytes
-    weights = case.costs.weight_bytes(device, part.layers, part.weights)
+def no_room(case: Case, part: Part) -> ResourceError:
+    """Why a part does not fit on its one primary."""
+    options, wanted, (device,) = case.options, case.options.kv_memory_bytes, part.primary
+    weights = case.weight_bytes(device, part.layers, part.weights)
     workspace = case.workspace_bytes(device, part.layers, part.weights)
     first, last = part.layers
     return ResourceError(
@@ -88,8 +93,11 @@ def no_room(case: Case, device: str, part: Part) -> ResourceError:
 
 def no_layout(case: Case) -> ResourceError:
     """Why nothing fits anywhere."""
-    budgets = ", ".join(f"{device.name} {device.memory_bytes / MIB:,.0f} MiB" for device in case.cluster.devices)
-    weights = min(case.costs.weight_bytes(device.name, case.whole, case.dtype) for device in case.cluster.devices)
+    sizes: dict[int, list[str]] = {}
+    for device in case.cluster.devices:
+        sizes.setdefault(device.memory_bytes, []).append(device.name)
+    budgets = ", ".join(f"{named(names)} {size / MIB:,.0f} MiB{' each' if len(names) > 1 else ''}" for size, names in sizes.items())
+    weights = min(case.weight_bytes(device.name, case.whole, case.dtype) for device in case.cluster.devices)
     return ResourceError(
         f"{case.model.name} does not fit over the devices of cluster {case.cluster.name!r} ({budgets}): its weights alone are "
         f"{weights / MIB:,.0f} MiB, and every stage needs workspace and room for some sequence",
@@ -98,8 +106,9 @@ def no_layout(case: Case) -> ResourceError:
 
 
 def _usable(case: Case) -> int:
-    """Pages that all slots could ever fill."""
-    return case.options.max_seqs * token_pages(case.model.max_positions) * case.model.kv_heads
+    """Pages that all slots could ever fill, or that a pool can have."""
+    filled = case.options.max_seqs * token_pages(case.model.max_positions) * case.model.kv_heads
+    return MOST_PAGES if case.options.kv_memory_bytes else min(filled, MOST_PAGES)
 
 
 def _model_len(case: Case, groups: Sequence[Group]) -> int:
@@ -109,7 +118,7 @@ def _model_len(case: Case, groups: Sequence[Group]) -> int:
     held = tokens_held(case, tight)
     needed = wanted or min(model.max_positions, held)
     if held < max(needed, 2):
-        wanted_mib = token_pages(max(needed, 2)) * model.kv_heads * tight.pools[0].page_bytes / MIB
+        wanted_mib = token_pages(max(needed, 2)) * (model.kv_heads // len(tight.primary)) * tight.pools[0].page_bytes / MIB
         raise ResourceError(
             f"device {tight.primary[0]!r} has room for the KV of {held} tokens, one sequence of {max(needed, 2)} needs {wanted_mib:,.1f} MiB",
             "give more KV memory, or lower --max-model-len",

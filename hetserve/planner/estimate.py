@@ -6,11 +6,14 @@ their own, groups beside each other. Attention workers are not counted against t
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
+from math import inf
 
+from hetserve.cost.roofline import StepCost
 from hetserve.planner.case import Case
+from hetserve.planner.kinds import signature
 from hetserve.spec.model import DTYPE_BYTES
 from hetserve.spec.plan import PAGE_TOKENS, Group, Stage
 from hetserve.spec.profile import WORKS
@@ -61,20 +64,26 @@ def at_once(case: Case) -> float:
     return min(case.options.max_seqs, case.workload.concurrency)
 
 
-def decode_s(case: Case, device: str, layers: tuple[int, int], weights: str, work: Load) -> float:
+def decode_s(cost: StepCost, work: Load) -> float:
     """Dense work of a step's decoding sequences: weights are read in every step, also where a prompt would hide it in another."""
-    return case.step(device, layers, weights).step_s(round(work.running), round(work.running), 0, 0.0)
+    return cost.step_s(round(work.running), round(work.running), 0, 0.0)
 
 
-def prompt_s(case: Case, device: str, layers: tuple[int, int], weights: str, work: Load) -> float:
+def prompt_s(cost: StepCost, work: Load) -> float:
     """What prompts add to a step, their attention with them."""
-    cost = case.step(device, layers, weights)
     return work.prompt * cost.token_s + work.pairs * cost.pair_s
 
 
-def dense_s(case: Case, device: str, layers: tuple[int, int], weights: str, work: Load) -> float:
+def dense_s(cost: StepCost, work: Load) -> float:
     """All that only primaries do in a step."""
-    return decode_s(case, device, layers, weights, work) + prompt_s(case, device, layers, weights, work)
+    return decode_s(cost, work) + prompt_s(cost, work)
+
+
+def whole_prompt_s(case: Case, cost: StepCost) -> float:
+    """A whole prompt on a stage, in chunks as large as a step."""
+    prompt, chunk = case.workload.input_tokens, case.options.max_step_tokens
+    steps = max(1.0, prompt / chunk)
+    return steps * cost.step_s(round(prompt / steps), 1, 0, prompt**2 / 2 / steps)
 
 
 def rate(case: Case, group: Group, share: float = 1.0, beside: Sequence[Busy] = ()) -> float:
@@ -85,12 +94,12 @@ def rate(case: Case, group: Group, share: float = 1.0, beside: Sequence[Busy] = 
         beside: devices of other groups that work at the same time.
     """
     if group.role == "prefill":
-        times = [Times(0.0, _whole_prompt_s(case, stage), 0.0) for stage in group.stages]
+        times = [Times(0.0, whole_prompt_s(case, _cost(case, stage)), 0.0) for stage in group.stages]
         return 1 / max(slowed(case, stage.primary[0], time, beside).whole_s for stage, time in zip(group.stages, times, strict=True))
-    waves, work, alone = _steady(case, group, share)
-    times = []
-    for number, (stage, time) in enumerate(zip(group.stages, alone, strict=True)):
-        times.append(slowed(case, stage.primary[0], time, [*beside, *_other_stages(group, number, waves, alone)]))
+    waves, work, times = _steady(case, group, share)
+    if case.contended:
+        others = [[*beside, *_other_stages(group, number, waves, times)] for number in range(len(times))]
+        times = [slowed(case, stage.primary[0], one, busy) for stage, one, busy in zip(group.stages, times, others, strict=True)]
     seconds = [time.whole_s + _send_s(case, group, number, work) for number, time in enumerate(times)]
     prompts = [time.prompt_s for time in times]
     chunks = 1 + case.workload.input_tokens / case.options.max_step_tokens
@@ -107,20 +116,35 @@ def rated(case: Case, group: Group) -> Group:
 def together(case: Case, groups: Sequence[Group]) -> list[Group]:
     """Groups that run at the same time, each with its rate beside the others written into it.
 
-    The load's concurrency is shared in proportion to the rates that the groups have alone, as routing by speed does; prefill and decode groups
-    each see all of it, and the faster of the two waits for the slower.
+    The load's concurrency is shared in proportion to the rates that the groups have alone, as routing by speed does; prefill and decode groups,
+    all of a role together, each see all of it, and the faster role waits for the slower.
     """
     if len(groups) == 1:
         return [rated(case, groups[0])]
-    alone = [rate(case, one) for one in groups]
-    speed, slowest = sum(each for each, one in zip(alone, groups, strict=True) if one.role == "mixed"), min(alone)
-    shares = [each / speed if one.role == "mixed" else 1.0 for each, one in zip(alone, groups, strict=True)]
-    working = [1.0 if one.role == "mixed" else slowest / each for each, one in zip(alone, groups, strict=True)]
-    busy = [_busy(case, one, share, part) for one, share, part in zip(groups, shares, working, strict=True)]
+    alone = _rates(case, groups, [1.0] * len(groups))
+    speeds = {role: sum(each for each, one in zip(alone, groups, strict=True) if one.role == role) for role in {one.role for one in groups}}
+    shares = [each / speeds[one.role] for each, one in zip(alone, groups, strict=True)]
+    if not case.contended:
+        return [replace(one, requests_per_s=each) for one, each in zip(groups, _rates(case, groups, shares), strict=True)]
+    working = [1.0 if one.role == "mixed" else min(speeds.values()) / speeds[one.role] for one in groups]
+    busy = [_busy(case, *one) for one in zip(groups, shares, working, strict=True)]
     found = []
     for number, one in enumerate(groups):
         beside = [device for other in range(len(groups)) if other != number for device in busy[other]]
         found.append(replace(one, requests_per_s=rate(case, one, shares[number], beside)))
+    return found
+
+
+def _rates(case: Case, groups: Sequence[Group], shares: Sequence[float]) -> list[float]:
+    """Of each group as if it were alone; of like groups once."""
+    known: dict[Hashable, float] = {}
+    found = []
+    for group, share in zip(groups, shares, strict=True):
+        stages = tuple((stage.layers, stage.weights, len(stage.primary), stage.pools[0].pages, stage.pools[-1].pages) for stage in group.stages)
+        key = (group.role, share, stages, signature(case, [pool.device for stage in group.stages for pool in stage.pools]))
+        if key not in known:
+            known[key] = rate(case, group, share)
+        found.append(known[key])
     return found
 
 
@@ -131,28 +155,51 @@ def held(case: Case, group: Group, share: float = 1.0) -> float:
     return max(1.0, min(case.options.max_seqs, room / length, share * case.workload.concurrency))
 
 
+def stage_seconds(case: Case, group: Group) -> list[float]:
+    """Of each stage of a full group by itself: a step, or of a prefill group a prompt."""
+    if group.role == "prefill":
+        return [whole_prompt_s(case, _cost(case, stage)) for stage in group.stages]
+    return [time.whole_s for time in _steady(case, group, 1.0)[2]]
+
+
 def attention_s(case: Case, stage: Stage, work: Load) -> float:
     """Decode attention of a step: all of it on one pool where it fits, or dealt over the stage's pools as well as their times and pages allow, which
-    then slow each other."""
-    heads, primary = case.model.kv_heads, stage.primary[0]
-    pages = [pool.pages for pool in stage.pools]
+    then slow each other. A rank holds its own heads at most, a worker any."""
+    heads, ranks = case.model.kv_heads, len(stage.primary)
     needed = work.context * heads / PAGE_TOKENS
-    fits = max(1.0, needed / sum(pages))
-    pools, best_s = [], float("inf")
-    for pool, count in zip(stage.pools, pages, strict=True):
-        others = [other.device for other in stage.pools if other is not pool]
-        cost = case.costs.head_cost(pool.device, stage.layers, None if pool.device == primary else primary, others)
+    fits = max(1.0, needed / sum(pool.pages for pool in stage.pools))
+    like: dict[Hashable, list[int]] = {}
+    for number, pool in enumerate(stage.pools):
+        like.setdefault((number < ranks, pool.pages, case.like(pool.device), case.device(pool.device).node), []).append(number)
+    pools: list[tuple[float, float, float, int]] = []
+    best_s = inf
+    for first, *more in like.values():
+        pool, cost = stage.pools[first], case.heads(stage.pools[first].device, stage)
         whole_s = max(cost.head_s * work.running * heads + cost.token_s * work.context * heads, 1e-12)
-        most = min(1.0, fits * count / needed)
-        pools.append((cost.shared * whole_s, cost.fixed_s, most))
+        most = min(1 / ranks if first < ranks else 1.0, fits * pool.pages / needed)
+        pools.append((cost.shared * whole_s, cost.fixed_s, most, 1 + len(more)))
         if most == 1:
             best_s = min(best_s, whole_s + cost.fixed_s)
-    low, high = 0.0, sum(whole_s + fixed_s for whole_s, fixed_s, _ in pools)
-    for _ in range(50):
-        middle = (low + high) / 2
-        placed = sum(min(most, max(0.0, (middle - fixed_s) / whole_s)) for whole_s, fixed_s, most in pools)
-        low, high = (low, middle) if placed >= 1 else (middle, high)
-    return min(high, best_s)
+    return min(best_s, _dealt_s(pools))
+
+
+def _dealt_s(pools: Sequence[tuple[float, float, float, int]]) -> float:
+    """The earliest that everything is done.
+
+    Args:
+        pools: (seconds of everything, seconds before anything, the share it takes at most, so many alike).
+    """
+    changes: list[tuple[float, float]] = []  # (when, how much faster everything is done from then on)
+    for whole_s, fixed_s, most, count in pools:
+        changes += [(fixed_s, count / whole_s), (fixed_s + most * whole_s, -count / whole_s)]
+    changes.sort()
+    at_s, speed, left = 0.0, 0.0, 1.0
+    for then_s, faster in changes:
+        if speed * (then_s - at_s) >= left:
+            break
+        left -= speed * (then_s - at_s)
+        at_s, speed = then_s, speed + faster
+    return at_s + left / speed if speed > 1e-12 and left > 1e-12 else at_s
 
 
 def slowed(case: Case, device: str, alone: Times, beside: Sequence[Busy]) -> Times:
@@ -165,15 +212,19 @@ def slowed(case: Case, device: str, alone: Times, beside: Sequence[Busy]) -> Tim
     return Times(slower["decode"] * alone.decode_s, slower["prompt"] * alone.prompt_s, slower["attention"] * alone.attention_s)
 
 
+def _cost(case: Case, stage: Stage) -> StepCost:
+    return case.step(stage.primary[0], stage.layers, stage.weights, len(stage.primary))
+
+
 def _steady(case: Case, group: Group, share: float) -> tuple[int, Load, list[Times]]:
     """Steps that run at once, what each of them does with its share of the sequences, and what that takes each stage alone."""
     running = held(case, group, share)
-    waves = max(1, min(len(group.stages), case.options.steps_in_flight, int(running)))
+    waves = max(1, min(len(group.stages), int(running)))
     work = load(case, running / waves, group.role)
     times = []
     for stage in group.stages:
-        where = (case, stage.primary[0], stage.layers, stage.weights, work)
-        times.append(Times(decode_s(*where), prompt_s(*where), attention_s(case, stage, work)))
+        cost = _cost(case, stage)
+        times.append(Times(decode_s(cost, work), prompt_s(cost, work), attention_s(case, stage, work)))
     return waves, work, times
 
 
@@ -197,7 +248,7 @@ def _stages_busy(group: Group, times: Sequence[Times], part: float) -> list[Busy
 def _busy(case: Case, group: Group, share: float, part: float) -> list[Busy]:
     """The devices of a group that works for the share `part` of the time."""
     if group.role == "prefill":
-        return _stages_busy(group, [Times(0.0, _whole_prompt_s(case, stage), 0.0) for stage in group.stages], part)
+        return _stages_busy(group, [Times(0.0, whole_prompt_s(case, _cost(case, stage)), 0.0) for stage in group.stages], part)
     waves, _, times = _steady(case, group, share)
     return _stages_busy(group, times, part * waves / len(times))
 
@@ -208,11 +259,3 @@ def _send_s(case: Case, group: Group, number: int, work: Load) -> float:
         return 0.0
     size_bytes = int((work.running + work.prompt) * case.model.hidden * DTYPE_BYTES[case.dtype])
     return case.costs.move_s(group.stages[number].primary[0], group.stages[number + 1].primary[0], size_bytes)
-
-
-def _whole_prompt_s(case: Case, stage: Stage) -> float:
-    """A whole prompt on a stage, in chunks as large as a step."""
-    prompt, chunk = case.workload.input_tokens, case.options.max_step_tokens
-    steps = max(1.0, prompt / chunk)
-    cost = case.step(stage.primary[0], stage.layers, stage.weights)
-    return steps * cost.step_s(round(prompt / steps), 1, 0, prompt**2 / 2 / steps)

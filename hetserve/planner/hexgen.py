@@ -42,13 +42,13 @@ def plan_hexgen(cluster: Cluster, model: ModelSpec, workload: Workload | None, o
 
 
 def _layouts(case: Case) -> Iterator[list[Group]]:
-    names = sorted((device.name for device in case.cluster.devices), key=lambda name: product_s(case, name))
-    replicas = [group for name in names if (group := whole_group(case, name)) is not None]
+    names = sorted((device.name for device in case.cluster.devices), key=lambda name: product_s(case, (name,)))
+    replicas = [group for name in names if (group := whole_group(case, (name,))) is not None]
     if replicas:
         yield together(case, replicas)
     for count in range(1, len(names) + 1):
         for chosen in combinations(names, count) if len(names) <= EVERY_SUBSET else [tuple(names[:count])]:
-            group = whole_group(case, chosen[0]) if count == 1 else pipeline(case, chosen) if count <= case.model.layers else None
+            group = whole_group(case, chosen) if count == 1 else pipeline(case, [(name,) for name in chosen])
             if group is not None and [group] != replicas:
                 yield [group]
 

@@ -21,7 +21,7 @@ def plan_replicas(cluster: Cluster, model: ModelSpec, workload: Workload | None,
         ResourceError: no device holds the model. UsageError, SpecError: as plan_uniform.
     """
     case = open_case(cluster, model, workload, options)
-    fitting = [group for device in cluster.devices if (group := whole_group(case, device.name)) is not None]
+    fitting = [group for device in cluster.devices if (group := whole_group(case, (device.name,))) is not None]
     if not fitting:
         raise no_layout(case)
     groups = together(case, fitting)

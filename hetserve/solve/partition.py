@@ -2,38 +2,39 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from math import inf
 
 import numpy as np
+from numpy.typing import NDArray
+
+Floats = NDArray[np.float64]
 
 
-def best_cuts(layers: int, stages: int, stage_s: Callable[[int, int, int], float]) -> tuple[float, list[tuple[int, int]]] | None:
-    """Contiguous ranges, one for each stage in order, with the smallest largest time; exact, by dynamic programming.
+def best_cuts(seconds: Floats) -> tuple[float, list[tuple[int, int]]] | None:
+    """Contiguous ranges, one for each stage in order, at least a layer each, with the smallest largest time; exact, by dynamic programming.
 
     Args:
-        stage_s: (stage, first layer, one past the last) -> seconds; inf where it cannot be.
+        seconds: [stages, layers + 1] what each stage takes with so many layers; inf where it cannot be.
 
     Returns: that time and [first, last) of each stage; None where nothing can be.
     """
-    best = np.full((stages + 1, layers + 1), inf)  # [stages placed, layers placed]
-    cut = np.zeros((stages + 1, layers + 1), int)
-    best[0, 0] = 0.0
+    stages, layers = seconds.shape[0], seconds.shape[1] - 1
+    ends, begins = np.indices((layers + 1, layers + 1))
+    counts = np.clip(ends - begins, 0, layers)
+    best, cut = np.where(np.arange(layers + 1) == 0, 0.0, inf), np.zeros((stages, layers + 1), int)
     for stage in range(stages):
-        for end in range(stage + 1, layers - (stages - stage - 1) + 1):
-            for begin in range(stage, end):
-                if best[stage, begin] < best[stage + 1, end]:
-                    time_s = max(best[stage, begin], stage_s(stage, begin, end))
-                    if time_s < best[stage + 1, end]:
-                        best[stage + 1, end], cut[stage + 1, end] = time_s, begin
-    if best[stages, layers] == inf:
+        times = np.where(ends > begins, np.maximum(best, seconds[stage][counts]), inf)  # [end, begin]
+        cut[stage] = times.argmin(axis=1)
+        best = times.min(axis=1)
+    if best[layers] == inf:
         return None
     ranges, end = [], layers
-    for stage in range(stages, 0, -1):
+    for stage in reversed(range(stages)):
         begin = int(cut[stage, end])
         ranges.append((begin, end))
         end = begin
-    return float(best[stages, layers]), ranges[::-1]
+    return float(best[layers]), ranges[::-1]
 
 
 def shared_s(layers: float, layer_s: Sequence[float], most: Sequence[float]) -> float:

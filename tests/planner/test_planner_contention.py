@@ -82,7 +82,7 @@ def test_where_memory_is_short_the_second_devices_is_worth_it() -> None:
     one = case(on=SHORT, attention=2.0, dense=2.0)
     made = plan("hetis", one)
     assert (primaries(made), workers(made)) == (["fast"], {"slow"})
-    alone = whole_group(one, "fast")
+    alone = whole_group(one, ("fast",))
     assert held(one, made.groups[0]) > 2 * held(one, alone) and made.groups[0].requests_per_s > 1.05 * alone.requests_per_s
 
 
@@ -98,8 +98,8 @@ def test_a_few_sequences_that_fit_at_home_stay_there(attention) -> None:
 
 def test_a_larger_layout_has_to_pay_also_when_it_is_found_first() -> None:
     one = case(row_s=BALANCED)
-    alone = Layout((replace(whole_group(one, "fast"), requests_per_s=1.0),))
-    both = Layout((replace(pipeline(one, ["fast", "slow"]), requests_per_s=1.04),))
+    alone = Layout((replace(whole_group(one, ("fast",)), requests_per_s=1.0),))
+    both = Layout((replace(pipeline(one, [("fast",), ("slow",)]), requests_per_s=1.04),))
     assert best_of([both, alone]) is best_of([alone, both]) is alone
     worth = Layout((replace(both.groups[0], requests_per_s=1.06),))
     assert best_of([worth, alone]) is best_of([alone, worth]) is worth
@@ -131,10 +131,10 @@ def test_hexgen_takes_one_device_where_two_are_worth_less() -> None:
 
 def test_a_pipelines_stages_slow_each_other_only_while_both_work() -> None:
     calm, one = (case(row_s=BALANCED, dense=factor, attention=factor) for factor in (1.0, 1.5))
-    alone, beside = (pipeline(each, ("fast", "slow")) for each in (calm, one))
+    alone, beside = (pipeline(each, [("fast",), ("slow",)]) for each in (calm, one))
     assert alone.requests_per_s / 1.5 * (1 - 1e-9) <= beside.requests_per_s < alone.requests_per_s
-    single = replace(one, options=replace(one.options, steps_in_flight=1))
-    assert rate(single, alone) == pytest.approx(rate(replace(calm, options=single.options), alone)), "one step at a time, one stage at a time"
+    single = replace(one, workload=replace(one.workload, concurrency=1.0))
+    assert rate(single, alone) == pytest.approx(rate(replace(calm, workload=single.workload), alone)), "one sequence, one stage at a time"
 
 
 def test_splitwises_phases_slow_each_other_for_the_time_both_work() -> None:
@@ -146,7 +146,7 @@ def test_splitwises_phases_slow_each_other_for_the_time_both_work() -> None:
 
 def test_a_loads_concurrency_is_shared_by_speed() -> None:
     one = case(row_s=BALANCED, work=replace(LONG, concurrency=9.0))
-    groups = [whole_group(one, name) for name in ("fast", "slow")]
+    groups = [whole_group(one, (name,)) for name in ("fast", "slow")]
     fast, slow = together(one, groups)
     assert fast.requests_per_s < groups[0].requests_per_s and slow.requests_per_s < groups[1].requests_per_s
     whole = replace(one, workload=LONG)
@@ -158,8 +158,8 @@ def test_a_loads_concurrency_is_shared_by_speed() -> None:
 def test_dealt_attention_is_never_slower_than_at_home_and_never_faster_for_more_contention(factor, running, more) -> None:
     """And no faster than the two devices would be if they were independent."""
     calm, one, worse = (case(attention=times) for times in (1.0, factor, factor * more))
-    alone, dealt = (stage(one, Part(one.whole, "fast", "bfloat16", names)) for names in ((), ("slow",)))
-    work = load(one, min(running, held(one, whole_group(one, "fast"))))
+    alone, dealt = (stage(one, Part(one.whole, ("fast",), "bfloat16", names)) for names in ((), ("slow",)))
+    work = load(one, min(running, held(one, whole_group(one, ("fast",)))))
     home_s, best_s, dealt_s, worse_s = (attention_s(*args, work) for args in ((one, alone), (calm, dealt), (one, dealt), (worse, dealt)))
     assert best_s <= dealt_s * (1 + 1e-9) and dealt_s <= worse_s * (1 + 1e-9) and worse_s <= home_s * (1 + 1e-9)
     assert home_s <= 2 * best_s * (1 + 1e-9)

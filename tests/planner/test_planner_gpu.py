@@ -10,8 +10,7 @@ from planner_cases import GIB, model, profile
 from hetserve.control.config import config_from_plan
 from hetserve.cost.costs import Costs
 from hetserve.cost.rates import device_rates
-from hetserve.planner.case import KV_BYTES, open_case
-from hetserve.planner.hetis import kind_of
+from hetserve.planner.case import KV_BYTES, kind_of, open_case
 from hetserve.planner.options import Options
 from hetserve.spec.cluster import CUDA, EMULATED, Cluster, Device, Host
 from hetserve.spec.load import load_cluster
