@@ -76,14 +76,18 @@ class Controller:
         """What is to be done now that `event` has happened: new steps and moves first, then what listeners are told."""
         news: list[Command] = []
         self._handlers[type(event)](event, news)
+        return self._go_on(news) + news
+
+    def _go_on(self, news: list[Command]) -> list[Command]:
+        """Steps and moves of the groups that something has happened to, until nothing more can begin."""
         work: list[Command] = []
-        while True:
-            begun = self._begun()
-            self._requeue(news)
-            more: list[Command] = [*self._copies(), *self._form()]
-            work += more
-            if not more and self._begun() == begun and not any(group.again for group in self.groups):
-                return work + news
+        while touched := [group for group in self.groups if group.touched]:
+            for group in touched:
+                group.touched = False
+            self._requeue(touched, news)
+            work += self._copies(touched)
+            work += self._form([group for group in self.groups if group.touched or group in touched])
+        return work
 
     def serves(self) -> bool:
         """Whether any group can take a request."""
@@ -122,7 +126,7 @@ class Controller:
         for choice in range(request.n):
             sequence = Sequence(state, choice, self._arrivals * MAX_CHOICES + choice, request.prompt, group)
             state.sequences.append(sequence)
-            self.groups[group].queue.push(sequence)
+            self.groups[group].enqueue(sequence)
         self._arrivals += 1
         self._totals["prompt_tokens"] += len(request.prompt)
         self.requests[request.id] = state
@@ -145,9 +149,9 @@ class Controller:
     def _move_done(self, event: MoveDone, news: list[Command]) -> None:
         for mover in self._movers():
             if event.move in mover.commands:  # a lost worker's moves are forgotten
-                mover.report(event.move, event.ok)
-        for group in self.groups:
-            group.release_going()
+                for number in mover.report(event.move, event.ok):
+                    self.groups[number].touched = True
+                    self.groups[number].release_going()
 
     def _stopped(self, event: Stopped, news: list[Command]) -> None:
         state = self.requests.get(event.request)
@@ -189,6 +193,7 @@ class Controller:
         gone = [*alone, *(group for group in self.groups if not group.up)]
         for handoffs in self._handoffs.values():
             handoffs.lose(gone)
+            handoffs.source.release_going()
         return homeless
 
     # -------------------------------------------------------------------------------------------------- helpers
@@ -205,25 +210,27 @@ class Controller:
     def _movers(self) -> list[Moves | Handoffs]:
         return [*(group.moves for group in self.groups), *self._handoffs.values()]
 
-    def _begun(self) -> int:
-        """Grows whenever a move begins, so that `handle` looks again."""
-        return sum(group.moves.begun for group in self.groups)
-
     def _number(self) -> int:
         self._moves += 1
         return self._moves
 
-    def _copies(self) -> list[MoveKv]:
+    def _copies(self, touched: list[Group]) -> list[MoveKv]:
         """What is to be copied now, between the pools of a group and from group to group."""
-        return [command for mover in self._movers() for command in mover.advance(self._number)]
+        movers: list[Moves | Handoffs] = [group.moves for group in touched]
+        movers += [handoffs for handoffs in self._handoffs.values() if handoffs.source in touched or handoffs.roomier()]
+        return [command for mover in movers for command in mover.advance(self._number)]
 
-    def _form(self) -> list[Command]:
+    def _form(self, touched: list[Group]) -> list[Command]:
         """Steps, each behind the moves that ship what its chunks write: a worker hears of nothing else while it works on a step."""
         commands: list[Command] = []
-        for former in self._formers:
+        for group in touched:
+            begun, former = group.moves.begun, self._formers[group.index]
             while (step := former.form(self._steps)) is not None:
                 self._steps += 1
                 commands += [*self._shipments(step), step]
+                group.touched = True
+            if group.moves.begun != begun or group.again:
+                group.touched = True
         return commands
 
     def _shipments(self, step: RunStep) -> list[MoveKv]:
@@ -234,9 +241,9 @@ class Controller:
             found += self._handoffs[step.group].follow(step, self._number)
         return found
 
-    def _requeue(self, news: list[Command]) -> None:
+    def _requeue(self, touched: list[Group], news: list[Command]) -> None:
         """Sequences that gave way wait again where prompts are computed."""
-        for group in self.groups:
+        for group in touched:
             again, group.again = group.again, []
             for sequence in again:
                 self._rehouse(sequence, news)
@@ -274,6 +281,7 @@ class Controller:
             group.end(sequence.slot)
         else:
             group.queue.drop(sequence)
+        group.touched = True
         self._closed(sequence, reason, tokens, news, why)
 
     def _closed(self, sequence: Sequence, reason: str, tokens: int, news: list[Command], why: str) -> None:
@@ -284,6 +292,7 @@ class Controller:
         news.append(Finish(state.request.id, sequence.choice, reason, tokens, why))
         if not state.waits():
             self.groups[state.group].prompts.drop(state.request.id)
+            self.groups[state.group].touched = True
         if state.open == 0:
             del self.requests[state.request.id]
 
@@ -294,7 +303,7 @@ class Controller:
             state.group = group
         sequence.group = state.group
         if self._takes_prompts(self.groups[state.group]):
-            self.groups[state.group].queue.push(sequence)
+            self.groups[state.group].enqueue(sequence)
             return
         sequence.done = True
         self._closed(sequence, "error", len(sequence.tokens) - len(state.request.prompt), news, self._why_down)

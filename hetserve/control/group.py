@@ -69,11 +69,12 @@ class Group:
         self.queue = Queue()
         self.missing: dict[str, str] = {}  # lost device -> why
         self.preemptions = 0
+        self.touched = True  # something has happened since the controller last looked whether it can go on
         self.reset()
 
     def reset(self) -> None:
         """Empty slots and pools, nothing in flight: how a group begins, and begins again after a loss."""
-        config = self.config
+        config, self.touched = self.config, True
         self.pools = Pools(tuple(pool.pages for pool in self.spec.pools))
         self.slots = Slots(config.max_seqs, len(self.home), config.page_tokens, config.max_model_len)
         self.prompts = SharedPrompts(self.slots, self.pools, self.home)
@@ -139,7 +140,7 @@ class Group:
 
     def adopt(self, sequence: Sequence, pages: Int32s, computed: int) -> None:
         """Takes a sequence over with pages [lanes, rows] on the primaries that hold the KV of its first `computed` tokens."""
-        slots = self.slots
+        slots, self.touched = self.slots, True
         slot = heapq.heappop(self.free_slots)
         request, tokens = sequence.request.request, sequence.tokens
         slots.open(slot, sequence, self.home)
@@ -153,6 +154,7 @@ class Group:
 
     def surrender(self, slot: int) -> Sequence:
         """Gives up the slot of a sequence that goes on in another group."""
+        self.touched = True
         self.pools.give(self.slots.held(slot), self.slots.placement[slot])
         known = [start for start in self.adopted if start.slot != slot]
         if len(known) == len(self.adopted):  # the workers have heard of it
@@ -175,7 +177,7 @@ class Group:
         self._take_out(slot, LEAVING)
 
     def _take_out(self, slot: int, phase: int) -> None:
-        slots = self.slots
+        slots, self.touched = self.slots, True
         if slots.phase[slot] == PREFILL:
             self.prefills.remove(slot)
         if slots.phase[slot] < LEAVING:
@@ -204,7 +206,7 @@ class Group:
         Tokens of sequences that are over are dropped here, so nobody hears of tokens past a stop.
         """
         sent = self.in_flight.popleft()
-        slots = self.slots
+        slots, self.touched = self.slots, True
         rows, tokens, requests, choices, samples = sent.rows, event.tokens, sent.requests, sent.choices, sent.samples
         assert sent.step == event.step and len(tokens) == len(rows), (sent.step, event.step, len(tokens), len(rows))
         slots.in_flight -= sent.members
@@ -219,6 +221,11 @@ class Group:
         slots.last[rows] = tokens
         slots.known += samples
         return Tokens(event.step, requests, choices, tuple(tokens.tolist()), places), self._endings(rows, tokens)
+
+    def enqueue(self, sequence: Sequence) -> None:
+        """A sequence waits here for a slot."""
+        sequence.group, self.touched = self.index, True
+        self.queue.push(sequence)
 
     def release_going(self) -> None:
         """Releases the slots whose last step in flight and move have been reported."""
@@ -246,6 +253,7 @@ class Group:
         their steps in flight are reported; what those sample is dropped.
         """
         self.missing[device] = why
+        self.touched = True
         if not self.up:
             return self.abandon()
         slots = self.slots
@@ -271,6 +279,7 @@ class Group:
     def join(self, device: str) -> None:
         """A lost device is back, with nothing in it."""
         self.missing.pop(device, None)
+        self.touched = True
         self._mark_missing()
 
     def _mark_missing(self) -> None:

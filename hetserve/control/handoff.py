@@ -40,12 +40,14 @@ class Way:
     Attributes:
         share: of the source's sequences that are to take it; only ratios count.
         sent: tokens of sequences that have taken it.
+        given: how often the target had got back pages when it was last asked for room.
     """
 
     target: Group
     share: float
     routes: list[Route]
     sent: int = 0
+    given: int = -1
 
 
 @dataclass(eq=False)
@@ -102,6 +104,8 @@ class Handoffs:
     def advance(self, number: Callable[[], int]) -> list[MoveKv]:
         """Hands over what is complete, and starts copying for those that are ready, earliest arrival first, as far as the target has room."""
         self._complete()
+        for way in self.ways:
+            way.given = way.target.pools.given
         slots = self.source.slots
         ready = np.flatnonzero((slots.phase == DECODE) & (slots.known > slots.begun) & (slots.in_flight == 0) & (slots.moving == 0))
         commands: list[MoveKv] = []
@@ -124,8 +128,12 @@ class Handoffs:
                 commands += self._copy(self.active[slot], rows, number, step.step)
         return commands
 
-    def report(self, number: int, ok: bool) -> None:
-        """A command was carried out, or failed (and is tried again)."""
+    def roomier(self) -> bool:
+        """Whether a decode group has got back pages since `advance` was last asked."""
+        return any(way.given != way.target.pools.given for way in self.ways)
+
+    def report(self, number: int, ok: bool) -> tuple[int, ...]:
+        """A command was carried out, or failed (and is tried again). Returns the groups it was between."""
         handoff = self.commands.pop(number)
         handoff.waits -= 1
         if handoff.slot >= 0:
@@ -135,6 +143,7 @@ class Handoffs:
             handoff.over = True
         if handoff.over and not handoff.waits:
             self._undo(handoff)
+        return self.source.index, handoff.way.target.index
 
     def lose(self, gone: Collection[Group]) -> None:
         """Some groups have lost everything. What was on its way to one of them begins anew, or has gone with its source; what was on its way from
@@ -142,6 +151,7 @@ class Handoffs:
         for handoff in [one for one in (*self.active.values(), *self.orphans) if one.way.target in gone]:
             self.commands = {number: one for number, one in self.commands.items() if one is not handoff}
             if self.source not in gone and handoff.slot >= 0:
+                self.source.touched = True
                 self.source.slots.moving[handoff.slot] -= handoff.waits
             self._drop(handoff)
         if self.source in gone:
@@ -241,6 +251,7 @@ class Handoffs:
 
     def _undo(self, handoff: Handoff) -> None:
         target = handoff.way.target
+        target.touched = True
         target.pools.give(handoff.pages, target.home)
         if handoff.slot >= 0:
             target.promised -= 1

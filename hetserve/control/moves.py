@@ -100,8 +100,8 @@ class Moves:
             commands += self._copy(move, slots.filled(slot) if samples else slots.full(slot), number, step.step)
         return commands
 
-    def report(self, number: int, ok: bool) -> None:
-        """A command was carried out, or failed."""
+    def report(self, number: int, ok: bool) -> tuple[int, ...]:
+        """A command was carried out, or failed. Returns the group it was in."""
         move, _ = self.commands.pop(number)
         move.waits -= 1
         self._slots.moving[move.slot] -= 1
@@ -110,6 +110,7 @@ class Moves:
             self._give_up(move)
         if move.over and not move.waits:
             self._undo(move)
+        return (self._index,)
 
     def drop(self, slot: int) -> None:
         """The slot's sequence is over or waits again: its move, if there is one, is given up."""

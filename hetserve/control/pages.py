@@ -57,6 +57,7 @@ class Pools:
     def __init__(self, pages: tuple[int, ...]) -> None:
         self.pools = [Pool(count) for count in pages]
         self.pages = sum(pages)
+        self.given = 0  # how often pages were given back: as long as it is the same there is no more room
 
     @property
     def free(self) -> int:
@@ -98,5 +99,6 @@ class Pools:
 
         Last row first, so that `take` finds them in the order in which they were handed out: rows stay runs of memory, which attention reads faster.
         """
+        self.given += 1
         for index, pool in enumerate(self.pools):
             pool.give(pages[placement == index].T.ravel()[::-1])

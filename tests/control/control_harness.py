@@ -237,6 +237,9 @@ class World:
         for command in commands:
             self._carry_out(command)
         self.controller.check()
+        for group in self.controller.groups:
+            group.touched = True
+        assert not self.controller._go_on([]), "a group that could go on was not looked at"
         return commands
 
     def arrive(self, prompt: int | list[int], max_tokens: int = 5, **options):
