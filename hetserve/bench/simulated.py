@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 from hetserve import metrics
@@ -79,14 +80,18 @@ def assemble(plan: Plan, arrivals: Sequence[Arrival], faults: Sequence[Fault] = 
     devices = [[pool.device for pool in group.pools] for group in config.groups]
     bytes_per_s: dict[str, float] = {}  # of a link, from when something first goes over it
 
+    @cache
+    def way(source: str, target: str) -> Way:
+        if source == target:
+            return Way(0.0, ())
+        cost = costs.link_cost(source, target)
+        rates = {f"{source} to {target}": cost.bytes_per_s, **plan.cluster.shared(source, target)}
+        bytes_per_s.update(rates)
+        return Way(cost.beta_s, tuple(rates))
+
     def carry(move: MoveKv) -> tuple[Way, int]:
         size_bytes = move.pages_from.size * page_bytes(plan.model.shape, move.layers, plan.model.dtype)
-        source, target = devices[move.source.group][move.source.pool], devices[move.target.group][move.target.pool]
-        if source == target:
-            return Way(0.0, ()), size_bytes
-        link, cost = f"{source} to {target}", costs.link_cost(source, target)
-        bytes_per_s[link] = cost.bytes_per_s
-        return Way(cost.beta_s, (link,)), size_bytes
+        return way(devices[move.source.group][move.source.pool], devices[move.target.group][move.target.pool]), size_bytes
 
     executor = SimExecutor(arrivals, groups, config.kv_heads, carry, bytes_per_s, config.max_seqs, config.max_model_len, costs.excess(), faults)
     return Simulation(plan, config, Controller(config, policies_for(plan.system, plan.online)), executor)

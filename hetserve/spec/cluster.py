@@ -89,6 +89,16 @@ class Cluster:
         wire = between(nodes.get(source), nodes.get(target))
         return Link(source, target, wire.latency_s, wire.bytes_per_s, kind=wire.kind) if wire is not None else None
 
+    def shared(self, source: str, target: str) -> dict[str, float]:
+        """Bytes per second of what a transfer between nodes shares with others: what its node sends, and what the other one receives, by name.
+        Nothing within a node, of a pair declared one by one, or where nobody said."""
+        links, nodes = self._lookup
+        here, there = nodes.get(source), nodes.get(target)
+        if (source, target) in links or here is there:
+            return {}
+        ends = (("out of", here), ("into", there))
+        return {f"{way} {node.name}": node.outside.bytes_per_s for way, node in ends if node is not None and node.outside is not None}
+
     @cached_property
     def _lookup(self) -> tuple[dict[tuple[str, str], Link], dict[str, Node]]:
         """Links by their ends; the nodes of devices whose node says anything."""

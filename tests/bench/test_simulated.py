@@ -12,8 +12,9 @@ from hetserve.planner.options import Options
 from hetserve.sim.executor import Arrival
 from hetserve.sim.faults import Fault
 from hetserve.spec.cluster import Cluster, Device
+from hetserve.spec.links import Node, Wire
 from hetserve.spec.model import ModelSpec
-from hetserve.spec.plan import Plan
+from hetserve.spec.plan import Flow, Group, Plan
 from hetserve.systems import system
 
 MODEL = ModelSpec.from_hf(
@@ -69,3 +70,25 @@ def test_what_a_device_was_busy_with() -> None:
 
 def test_an_infinite_rate_is_said_in_a_word() -> None:
     assert summary(run(planned()))["request_rate"] == "inf"
+
+
+def test_transfers_between_two_nodes_share_what_these_send_and_receive() -> None:
+    """Two prompts at a time in two groups of one node, each handed to a group of its own on another: their KV takes twice as long as one's."""
+    wire = Node("a", None, Wire(0.0, 1e5)), Node("b", None, Wire(0.0, 1e5))
+    devices = tuple(Device(name, "cpu", (0,), "avx2", GIB, node=name[0]) for name in ("a0", "a1", "b0", "b1"))
+    plan = planned()
+    (group,) = plan.groups
+    (stage,) = group.stages
+
+    def on(device: str, role: str) -> Group:
+        return replace(group, role=role, stages=(replace(stage, primary=(device,), pools=(replace(stage.pools[0], device=device),)),))
+
+    groups = on("a0", "prefill"), on("a1", "prefill"), on("b0", "decode"), on("b1", "decode")
+    plan = replace(plan, cluster=Cluster("two", (0,), devices, wire), groups=groups, flow=(Flow(0, 2, 1.0), Flow(1, 3, 1.0)))
+    pauses_s = []
+    for count in (1, 2):
+        done = run(plan, arrivals=[Arrival(0.0, 400, 2)] * count)
+        times = [one.token_s for (one,) in done.executor.outcomes]
+        pauses_s.append(max(later - first for first, later in times))
+    size_bytes = 400 // 16 * 2 * stage.pools[0].page_bytes
+    assert pauses_s[0] == pytest.approx(size_bytes / 1e5, rel=0.02) and pauses_s[1] == pytest.approx(2 * pauses_s[0], rel=0.02)

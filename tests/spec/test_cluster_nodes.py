@@ -74,6 +74,16 @@ def test_nodes_answer_for_links_that_nobody_declared(tmp_path) -> None:
     assert cluster.link("small", "small") is None and load(tmp_path, TWO.replace("outside", "#outside")).link("small", "alone") is None
 
 
+def test_what_transfers_between_nodes_share(tmp_path) -> None:
+    cluster = load(tmp_path, TWO)
+    assert cluster.shared("big-2", "small") == {"out of a": 1.25e10, "into b": 1.25e9}
+    assert cluster.shared("small", "big-0") == {"out of b": 1.25e9, "into a": 1.25e10}
+    assert cluster.shared("big-0", "alone") == {"out of a": 1.25e10}
+    assert cluster.shared("big-0", "big-1") == cluster.shared("big-1", "big-2") == {}
+    declared = replace(cluster, links=(Link("big-0", "small", 1e-6, 1e9),))
+    assert declared.shared("big-0", "small") == {} and declared.shared("small", "big-0")
+
+
 def test_looking_links_up_changes_nothing(tmp_path) -> None:
     cluster, other = load(tmp_path, TWO), load(tmp_path, TWO)
     cluster.link("big-0", "small")
