@@ -26,6 +26,8 @@ COMMANDS = {
     "replay": "Run an engine's journal again and compare every decision.",
     "model": "Make a random-weight checkpoint, or show what a model folder holds.",
     "cost": "What steps take on GPUs nobody here owns, and how good such numbers are.",
+    "cluster": "The clusters that come with hetserve, and others drawn at random.",
+    "workload": "Fetch public traces and profiles from where they were published.",
     "baseline": "Install and check the real systems we are compared with.",
     "worker": "Lend a device of this machine to an engine on another one.",
     "doctor": "What this machine has, and what hetserve will use of it.",
@@ -33,7 +35,6 @@ COMMANDS = {
 
 PLANNED = {
     "reproduce": "The papers' claims, each beside our number.",
-    "workload": "Fetch and sample public traces.",
 }
 
 INTERRUPTED = 130  # 128 + SIGINT, as shells report it

@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from .console import Screen
-from .plan_options import MODEL_OPTION, make_plan, plan_options
+from .plan_options import MODEL_OPTION, load_of, make_plan, plan_options
 
 if TYPE_CHECKING:
+    from hetserve.planner.price import Bill, Sum
     from hetserve.spec.plan import Plan
 
 MIB = 2**20
@@ -20,12 +21,17 @@ MIB = 2**20
 @plan_options
 @MODEL_OPTION
 @click.option("-o", "--output", type=click.Path(dir_okay=False, path_type=Path), help="Write the plan to this file.")
+@click.option("--svg", type=click.Path(dir_okay=False, path_type=Path), help="Draw the cluster, its groups and the flow between them into this file.")
 @click.option("--schema", is_flag=True, help="Print the JSON schema of plan files instead.")
-@click.option("--json", "as_json", is_flag=True, help="Print the plan as one JSON object.")
-def plan(model: Path | None, output: Path | None, schema: bool, as_json: bool, **given: Any) -> None:
+@click.option("--json", "as_json", is_flag=True, help="Print the plan and its price as one JSON object.")
+def plan(model: Path | None, output: Path | None, svg: Path | None, schema: bool, as_json: bool, **given: Any) -> None:
     """Lay a model out over the devices of a cluster."""
     import json
+    from dataclasses import asdict
 
+    from hetserve.planner.options import TYPICAL
+    from hetserve.planner.picture.draw import picture
+    from hetserve.planner.price import bill
     from hetserve.spec.load import save_plan
     from hetserve.spec.plan import encode_plan, plan_schema
 
@@ -33,13 +39,48 @@ def plan(model: Path | None, output: Path | None, schema: bool, as_json: bool, *
         Screen(as_json=True).json(plan_schema())
         return
     screen = Screen(as_json)
+    load = load_of(given) or TYPICAL
     made = make_plan(model, given)
+    paid = bill(made, load)
     if output is not None:
         save_plan(made, output)
-    screen.json(json.loads(encode_plan(made)))
+    if svg is not None:
+        svg.write_text(picture(made, [note for note in made.notes if note.startswith("predicted: ")] + _price_told(paid)), encoding="utf-8")
+    screen.json(json.loads(encode_plan(made)) | {"price": asdict(paid)})
     _render(made, screen)
+    for line in [*_price_told(paid), *(f"  {price}" for price in paid.prices)]:
+        screen.say(line)
     _say_where(made, screen)
     screen.note(f"written to {output}" if output else "not written anywhere: -o FILE writes it")
+    if svg is not None:
+        screen.note(f"drawn in {svg}")
+
+
+NAMED = 6  # devices without a price that are named; more are counted
+
+
+def _price_told(paid: Bill) -> list[str]:
+    """What the plan costs, for people; of what nobody knows a price, that."""
+    if len(paid.cluster.unpriced) == paid.cluster.devices:
+        return ["price: not known of any device; price_per_hour in the cluster file says it"]
+    told = [f"price: {_hour(paid.cluster)} for the cluster, {_hour(paid.used)} for the {paid.used.devices} devices that the plan uses"]
+    if paid.cluster.unpriced:
+        names = paid.cluster.unpriced
+        more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
+        told.append(f"no price is known of {', '.join(names[:NAMED])}{more}; price_per_hour in the cluster file says it")
+    if paid.requests_per_s is None:
+        return [*told, "what a token costs is not known: the planner does not say how many requests the plan serves"]
+    load = f"at {paid.requests_per_s:.4g} requests/s of {paid.input_tokens:,.0f} + {paid.output_tokens:,.0f} tokens"
+    parts = [("the cluster", paid.cluster), ("the devices used", paid.used)][: 1 + (paid.used != paid.cluster)]
+    for what, part in parts:
+        if part.usd_per_million_output_tokens is not None and part.usd_per_million_tokens is not None:
+            out, both = part.usd_per_million_output_tokens, part.usd_per_million_tokens
+            told.append(f"{what}: {out:.3g} $ a million tokens of answers, {both:.3g} $ of prompts and answers, {load}")
+    return told
+
+
+def _hour(part: Sum) -> str:
+    return f"{'more than ' if part.unpriced else ''}{part.usd_per_hour:.2f} $/h"
 
 
 def _say_where(made: Plan, screen: Screen) -> None:

@@ -108,6 +108,13 @@ def plan_of(spec: ModelSpec, given: dict[str, Any]) -> Plan:
     return row.planner(cluster, spec, workload, Options(**{name: value for name, value in fixed.items() if value is not None}, **chosen))
 
 
+def load_of(given: dict[str, Any]) -> Workload | None:
+    """The load that the flags describe; None: they say nothing of it. Takes nothing out of `given`."""
+    load = {"input_tokens": given["mean_input_len"], "output_tokens": given["mean_output_len"], "concurrency": given["mean_concurrency"]}
+    known = {name: value for name, value in load.items() if value is not None}
+    return replace(TYPICAL, **known) if known else None
+
+
 def _planning(given: dict[str, Any]) -> tuple[dict[str, Any], Workload | None]:
     from hetserve.spec.load import load_profile
 
@@ -116,6 +123,7 @@ def _planning(given: dict[str, Any]) -> tuple[dict[str, Any], Workload | None]:
     chosen = {name: value for name, value in named.items() if value is not None}
     if theta == float("inf"):
         chosen["theta"] = None
-    load = {"input_tokens": given.pop("mean_input_len"), "output_tokens": given.pop("mean_output_len"), "concurrency": given.pop("mean_concurrency")}
-    known = {name: value for name, value in load.items() if value is not None}
-    return chosen, replace(TYPICAL, **known) if known else None
+    load = load_of(given)
+    for name in ("mean_input_len", "mean_output_len", "mean_concurrency"):
+        given.pop(name)
+    return chosen, load

@@ -61,6 +61,7 @@ class Device:
     node: str = ""  # empty: the node the controller runs on
     index: int = 0  # which GPU of its node; of a CPU nothing
     gpu: str = ""  # which GPU it is, as the catalog calls it; empty: nobody said
+    price_per_hour: float | None = None  # US dollars; None: the catalog's, where it has one
 
     @property
     def is_gpu(self) -> bool:
@@ -128,6 +129,7 @@ class _Device:
     stretch: Stretch | None = None
     node: str = ""
     gpu: str = ""
+    price_per_hour: float | None = None
     count: int = 1  # so many alike; with more than one they are called NAME-0, NAME-1 and so on, GPUs by their index
 
 
@@ -248,7 +250,9 @@ def _each(declared: _Device, where: str) -> list[_Device]:
 
 
 def _device(declared: _Device, host: Host, where: str) -> Device:
-    device = f"{where}: device {declared.name!r}"
+    device, price = f"{where}: device {declared.name!r}", declared.price_per_hour
+    if price is not None and not 0 < price < float("inf"):
+        raise SpecError(f"{device} must cost more than 0 US dollars an hour, got {price:g}", "leave price_per_hour out where nobody knows it")
     if declared.kind not in KINDS:
         raise UnsupportedError(f"{device} is of kind {declared.kind!r}", f"supported kinds: {', '.join(KINDS)}")
     if declared.kind == CPU and declared.index is not None:
@@ -265,7 +269,7 @@ def _device(declared: _Device, host: Host, where: str) -> Device:
         raise SpecError(what, "what this machine has says nothing of it")
     memory_bytes = parse_bytes(declared.memory, f"{where}: memory of device {declared.name!r}", host.memory_bytes)
     cores, isa = resolve_cores(declared.cores, host, device), declared.isa if declared.node else resolve_isa(declared.isa, host, device)
-    return Device(declared.name, declared.kind, cores, isa, memory_bytes, declared.stretch, declared.node)
+    return Device(declared.name, declared.kind, cores, isa, memory_bytes, declared.stretch, declared.node, price_per_hour=price)
 
 
 def _gpu(declared: _Device, host: Host, device: str) -> Device:
@@ -283,7 +287,7 @@ def _gpu(declared: _Device, host: Host, device: str) -> Device:
     if whole_bytes is not None and memory_bytes > whole_bytes:
         raise ResourceError(f"{device} is to have {memory_bytes / 2**30:.1f} GiB of a GPU with {whole_bytes / 2**30:.1f}")
     cores = resolve_cores(declared.cores or "first", host, device)
-    return Device(declared.name, declared.kind, cores, "", memory_bytes, None, declared.node, index, declared.gpu)
+    return Device(declared.name, declared.kind, cores, "", memory_bytes, None, declared.node, index, declared.gpu, declared.price_per_hour)
 
 
 def _check_apart(devices: tuple[Device, ...], where: str) -> None:

@@ -163,6 +163,7 @@ def plan_schema() -> dict[str, Any]:
     kinds["PlanModel"]["properties"]["fingerprint"] = {"type": "string"}
     kinds["Plan"]["properties"]["format"] = {"const": FORMAT}
     kinds["Plan"]["properties"]["cluster_fingerprint"] = {"type": "string"}
+    kinds["Plan"]["properties"]["price"] = {"type": "object", "description": "what `hetserve plan --json` adds for people; nobody reads it"}
     for kind, key in (("Stage", "tp"), ("Group", "pp"), ("Plan", "format"), ("Plan", "cluster_fingerprint"), ("PlanModel", "fingerprint")):
         kinds[kind]["required"].append(key)
     for kind in kinds.values():
@@ -171,7 +172,8 @@ def plan_schema() -> dict[str, Any]:
 
 
 def _take_derived(data: dict[str, Any]) -> list[Any]:
-    """Removes the numbers that follow from others; returns them in the order of `_derived`."""
+    """Removes the numbers that follow from others; returns them in the order of `_derived`. The price is not the plan's: it moves."""
+    data.pop("price", None)
     model = data.get("model")
     found = [data.pop("cluster_fingerprint", None), model.pop("fingerprint", None) if isinstance(model, dict) else None]
     groups = data.get("groups")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import replace
+from importlib import resources
 
 import pytest
 
@@ -99,6 +101,12 @@ def test_looking_links_up_changes_nothing(tmp_path) -> None:
         ("inside = {latency_s = 1e-6, ", "inside = {", "latency_s"),
         ("inside", "insde", "did you mean 'inside'"),
         ("count = 3", "count = 0", "at least once, got count 0"),
+        ("count = 3", "count = 3\nprice_per_hour = 0", "device 'big-0' must cost more than 0 US dollars an hour, got 0"),
+        ("count = 3", "count = 3\nprice_per_hour = -1.5", "must cost more than 0 US dollars an hour, got -1.5"),
+        ("count = 3", "count = 3\nprice_per_hour = inf", "must cost more than 0 US dollars an hour, got inf"),
+        ("count = 3", "count = 3\nprice_per_hour = nan", "must cost more than 0 US dollars an hour, got nan"),
+        ("count = 3", 'count = 3\nprice_per_hour = "1.5 $"', "price_per_hour"),
+        ("count = 3", "count = 3\nprice_an_hour = 1.5", "did you mean 'price_per_hour'"),
         ('name = "small"', 'name = "big-2"', "two devices are called 'big-2'"),
         ('kind = "cuda"\ngpu = "A100-SXM-80GB"\ncount = 3\nindex = 1', 'kind = "cpu"\ncores = [0]\ngpu = "A100"', "is a CPU and names a GPU"),
         (
@@ -115,12 +123,35 @@ def test_what_makes_no_sense_is_told(tmp_path, old, new, said) -> None:
     assert said in f"{caught.value.message} {caught.value.hint}"
 
 
-def test_the_papers_clusters() -> None:
-    counts = {name: len(load_cluster(name, HOST).devices) for name in ("hetis-testbed", "hexgen2-het1", "h100x8")}
-    assert counts == {"hetis-testbed": 12, "hexgen2-het1": 20, "h100x8": 8}
-    testbed = load_cluster("hetis-testbed", HOST)
-    for source in testbed.devices:
-        assert source.gpu and all(testbed.link(source.name, target.name) is not None for target in testbed.devices if target is not source)
+def test_a_price_is_each_devices_own(tmp_path) -> None:
+    text = TWO.replace("count = 3", "count = 3\nprice_per_hour = 2").replace('kind = "cuda"\nmemory = "10 GiB"\nnode = "b"', CPU)
+    cluster = load(tmp_path, text)
+    assert [device.price_per_hour for device in cluster.devices] == [2.0, 2.0, 2.0, 0.25, None]
+
+
+CPU = 'kind = "cpu"\ncores = [0]\nmemory = "10 GiB"\nnode = "b"\nprice_per_hour = 0.25'
+PAPERS = {
+    "hetis-testbed": {"A100-SXM-80GB": 4, "RTX-3090-24GB": 4, "P100-PCIe-12GB": 4},
+    "h100x8": {"H100-SXM-80GB": 8},
+    "hexgen2-het1": {"H100-SXM-80GB": 2, "A100-SXM-80GB": 6, "L40-48GB": 4, "RTX-A6000-48GB": 8},
+    "hexgen2-het2": {"H100-SXM-80GB": 4, "A100-SXM-80GB": 4, "L40-48GB": 4, "RTX-A6000-48GB": 2},
+    "hexgen2-het3": {"A100-SXM-80GB": 8, "L40-48GB": 8, "RTX-A6000-48GB": 8},
+    "hexgen2-het4": {"H100-SXM-80GB": 2, "L40-48GB": 12, "RTX-A6000-48GB": 12},
+    "hexgen2-het5": {"A100-SXM-80GB": 6, "L40-48GB": 4, "RTX-A6000-48GB": 8},
+    "helix-24": {"A100-SXM-40GB": 4, "L4-24GB": 8, "T4-16GB": 12},
+}
+
+
+@pytest.mark.parametrize("name", PAPERS)
+def test_the_papers_clusters(name) -> None:
+    """The counts, every pair joined, and the head of the file says whose is what."""
+    cluster = load_cluster(name, HOST)
+    assert cluster.name == name and Counter(device.gpu for device in cluster.devices) == PAPERS[name]
+    for source in cluster.devices:
+        assert all(cluster.link(source.name, target.name) is not None for target in cluster.devices if target is not source)
+    text = resources.files("hetserve.workloads").joinpath("clusters", f"{name}.toml").read_text()
+    head = text.partition("[cluster]")[0]
+    assert "paper's" in head and "Ours:" in head
 
 
 def test_a_node_that_no_device_may_be_on(tmp_path) -> None:
