@@ -115,7 +115,7 @@ setup(
     package_data={
         "hetserve": ["*.pyi", "py.typed"],
         "hetserve.catalog": ["*.toml", "fits/*"],
-        "hetserve.workloads": ["clusters/*", "runs/*", "lengths/*"],
+        "hetserve.workloads": ["clusters/*", "runs/*", "lengths/*", "sources/*"],
     },
     include_package_data=False,
     ext_modules=[Extension("hetserve._C", sources=[]), Extension("hetserve._net", sources=[], optional=True)],

@@ -134,7 +134,10 @@ def _gather(data: Path | None) -> Published:
 
     folder = data or (Path(os.environ["HETSERVE_DATA"]) if os.environ.get("HETSERVE_DATA") else None)
     if folder is None:
-        raise UsageError("Published profiles are not part of hetserve.", hint="--data, or the environment's HETSERVE_DATA, names a folder with them")
+        raise UsageError(
+            "Published profiles are not part of hetserve.",
+            hint="`hetserve workload fetch vidur -o DIR` gets some; --data DIR, or the environment's HETSERVE_DATA, names the folder",
+        )
     return gather(folder)
 
 

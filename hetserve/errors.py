@@ -74,3 +74,9 @@ class BenchError(HetserveError):
     """A benchmark that ran but whose result may not be used (too many dropped, wrong outputs, no request completed)."""
 
     exit_code = 10
+
+
+class ChecksumError(HetserveError):
+    """A download that is not what was published; nothing of it is kept."""
+
+    exit_code = 11

@@ -55,9 +55,10 @@ FILES = {
 
 
 def find(folder: Path, dataset: str) -> Path | None:
-    """The dataset's file below a data folder, gzipped or not; None when it is not there."""
+    """The dataset's file below a data folder or its `traces`, gzipped or not; None when it is not there."""
     names = [name + ending for name in FILES[dataset] for ending in ("", ".gz")]
-    return next((folder / name for name in names if (folder / name).is_file()), None)
+    places = [root / name for root in (folder, folder / "traces") for name in names]
+    return next((place for place in places if place.is_file()), None)
 
 
 def read_bytes(path: Path) -> bytes:
