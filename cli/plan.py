@@ -63,7 +63,8 @@ def _price_told(paid: Bill) -> list[str]:
     """What the plan costs, for people; of what nobody knows a price, that."""
     if len(paid.cluster.unpriced) == paid.cluster.devices:
         return ["price: not known of any device; price_per_hour in the cluster file says it"]
-    told = [f"price: {_hour(paid.cluster)} for the cluster, {_hour(paid.used)} for the {paid.used.devices} devices that the plan uses"]
+    share = f"{paid.used.devices} of {paid.cluster.devices} devices"
+    told = [f"price: {_hour(paid.cluster)} for the cluster, {_hour(paid.used)} for what the plan uses of it, {share}"]
     if paid.cluster.unpriced:
         names = paid.cluster.unpriced
         more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 
@@ -48,10 +49,13 @@ def price_of(device: Device) -> Price | None:
     """Of one device: what the cluster file says, else what the catalog lists of its GPU; None: nobody said."""
     if device.price_per_hour is not None:
         return Price(device.price_per_hour, "the cluster file")
-    if not device.gpu:
-        return None
+    return _listed(device.gpu) if device.gpu else None
+
+
+@cache
+def _listed(gpu: str) -> Price | None:
     try:
-        listed = [row for kind in LISTED if (row := rows.price(device.gpu, kind)) is not None]
+        listed = [row for kind in LISTED if (row := rows.price(gpu, kind)) is not None]
     except SpecError:  # a GPU that the catalog does not know; whoever needs more than its price has said so
         return None
     return Price(listed[0].usd_per_hour, f"{listed[0].kind}, {listed[0].status}: {listed[0].source}") if listed else None

@@ -145,5 +145,3 @@ def test_what_cannot_be_ranks() -> None:
         costs(host("A1O0", 1, None), "Llama-2-13B").stage_cost("gpu-0", (0, 40), "bfloat16")
     with pytest.raises(SpecError, match="no link called 'nvlink33'"):
         costs(host("A100", 2, Wire(1e-6, 3e11, "nvlink33")), "Llama-2-13B").stage_cost("gpu-0", (0, 40), "bfloat16", 2)
-
-

@@ -13,7 +13,7 @@ from planner_cases import model
 from hetserve.planner.hexgen2.plan import plan_hexgen2
 from hetserve.planner.hexgen2.search import Search
 from hetserve.planner.options import Options
-from hetserve.planner.picture.draw import bottleneck, picture
+from hetserve.planner.picture.draw import Marks, bottleneck, picture
 from hetserve.spec.cluster import Cluster, Device, Host
 from hetserve.spec.load import load_cluster
 from hetserve.spec.plan import Flow, Group, Plan, Pool, Stage
@@ -82,14 +82,15 @@ def test_a_plan_of_hexgen2() -> None:
     assert len(list(root.iter(f"{SVG}path"))) == 1 + len(BASE.flow)  # one is the arrow's head
     for arc in BASE.flow:
         assert any(one.startswith(f"{arc.share:.0%}, 450 GB/s") for one in said)
-    groups, pairs = bottleneck(BASE.notes)
-    assert groups or pairs  # what the planner writes is what is looked for
+    marks = bottleneck(BASE.notes)
+    assert marks.groups or marks.links  # what the planner writes is what is looked for
     assert any(one.endswith("bottleneck") for one in said)
 
 
 def test_the_bottleneck_as_notes_have_it() -> None:
     note = "predicted: 3 requests/s; the bottleneck is group 1 (decode on group 7 and 3 more), the links from group 0 to group 2"
-    assert bottleneck([note, "x"]) == ({1}, {(0, 2)}) and bottleneck(["group 4 (mixed)"]) == (set(), set())
+    assert bottleneck([note, "x"]) == Marks(frozenset({1}), frozenset({(0, 2)}))
+    assert bottleneck(["group 4 (mixed)"]) == Marks(frozenset(), frozenset())
     groups = (Group("prefill", (stage((0, 8), ("a",)),), 3.0), Group("decode", (stage((0, 8), ("b",)),), 1.0))
     plan = made([device("a"), device("b")], groups, (Flow(0, 1, 1.0),), ("; the bottleneck is the links from group 0 to group 1",))
     root = check(picture(plan))

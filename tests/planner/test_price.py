@@ -8,6 +8,8 @@ import pytest
 from planner_cases import GIB, cluster, model
 
 from hetserve.catalog import rows
+from hetserve.planner.hexgen2.plan import plan_hexgen2
+from hetserve.planner.hexgen2.search import Search
 from hetserve.planner.options import Options
 from hetserve.planner.price import bill, hourly, price_of, requests_per_s
 from hetserve.planner.uniform import plan_uniform
@@ -84,6 +86,14 @@ def test_a_load_that_does_not_fill_the_plan_pays_for_it_all() -> None:
 def test_each_request_counts_once(groups, flow, expected) -> None:
     told = requests_per_s(plan(groups, flow))
     assert told == expected if expected is None else told == pytest.approx(expected)
+
+
+def test_what_hexgen2_predicts_is_what_is_paid_for() -> None:
+    """Where links between groups limit nothing."""
+    over, search = load_cluster("h100x8", HOST), Search(effort=50, starts=1)
+    made = plan_hexgen2(over, model(8), LOAD, Options(max_model_len=1500), search)
+    (predicted,) = [float(note.split()[1]) for note in made.notes if note.startswith("predicted: ")]
+    assert bill(made, LOAD).requests_per_s == pytest.approx(predicted, rel=1e-3)
 
 
 def test_what_has_no_price_is_named_and_no_token_has_one() -> None:

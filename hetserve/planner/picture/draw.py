@@ -23,6 +23,14 @@ ROLE_WORDS = {"prefill": "prefill", "decode": "decode", "mixed": "prefill and de
 
 
 @dataclass(frozen=True)
+class Marks:
+    """What limits the plan."""
+
+    groups: frozenset[int]
+    links: frozenset[tuple[int, int]]  # between a prefill and a decode group
+
+
+@dataclass(frozen=True)
 class Work:
     """What one device does in one stage."""
 
@@ -34,25 +42,25 @@ class Work:
 
 def picture(plan: Plan, told: Sequence[str] = ()) -> str:
     """The plan as the text of an SVG file. `told`: lines under its title."""
-    work = _work(plan)
+    work, marks = _work(plan), bottleneck(plan.notes)
     title = f"{plan.model.shape.name} in {plan.model.dtype} on cluster {plan.cluster.name}, system {plan.system}"
     body = [words(MARGIN, 34, title, 18, bold=True, width=WIDTH - 2 * MARGIN)]
     top = 40.0
     for line in told:
         top += 18
         body.append(words(MARGIN, top, line, 12, "faint", width=WIDTH - 2 * MARGIN))
-    top = _key(body, plan, work, top + 14)
-    top = _machines(body, plan, work, top + 10)
-    bottom = _groups(body, plan, top + 34)
+    top = _key(body, plan, work, marks, top + 14)
+    top = _machines(body, plan, work, marks, top + 10)
+    bottom = _groups(body, plan, marks, top + 34)
     return document(WIDTH, bottom + MARGIN, title, body)
 
 
-def bottleneck(notes: Iterable[str]) -> tuple[set[int], set[tuple[int, int]]]:
-    """Groups, and pairs of groups whose links, a planner's notes call the bottleneck; none where they say nothing of it."""
+def bottleneck(notes: Iterable[str]) -> Marks:
+    """What a planner's notes call the bottleneck; nothing where they say nothing of it."""
     said = " ".join(note.partition("the bottleneck is ")[2] for note in notes)
     pairs = {(int(one), int(other)) for one, other in re.findall(r"links from group (\d+) to group (\d+)", said)}
     groups = {int(one) for one in re.findall(r"group (\d+) \(", said)}
-    return groups, pairs
+    return Marks(frozenset(groups), frozenset(pairs))
 
 
 def _work(plan: Plan) -> dict[str, list[Work]]:
@@ -75,7 +83,7 @@ def _colour(plan: Plan, number: int, pale: bool = False) -> str:
     return f"#{round(red * 255):02x}{round(green * 255):02x}{round(blue * 255):02x}"
 
 
-def _key(body: list[str], plan: Plan, work: dict[str, list[Work]], top: float) -> float:
+def _key(body: list[str], plan: Plan, work: dict[str, list[Work]], marks: Marks, top: float) -> float:
     """What the colours mean, only of what is there."""
     x = MARGIN
     entries = [(ROLE_WORDS[role], _colour(plan, first), "") for role in HUES if (first := _first(plan, role)) is not None]
@@ -83,7 +91,7 @@ def _key(body: list[str], plan: Plan, work: dict[str, list[Work]], top: float) -
         entries.append(("attention worker: KV heads, no weights", "#eef1f4", "5 3"))
     if any(not all_of for all_of in work.values()):
         entries.append(("left out", "none", ""))
-    if any(any(one) for one in bottleneck(plan.notes)):
+    if marks.groups or marks.links:
         entries.append(("bottleneck", "", ""))
     for name, fill, dash in entries:
         more = {"stroke_dasharray": dash} if dash else {}
@@ -97,7 +105,7 @@ def _first(plan: Plan, role: str) -> int | None:
     return next((n for n, group in enumerate(plan.groups) if group.role == role), None)
 
 
-def _machines(body: list[str], plan: Plan, work: dict[str, list[Work]], top: float) -> float:
+def _machines(body: list[str], plan: Plan, work: dict[str, list[Work]], marks: Marks, top: float) -> float:
     """Machines from left to right, row under row; returns where they end."""
     x, row_h = MARGIN, 0.0
     nodes = dict.fromkeys(device.node for device in plan.cluster.devices)
@@ -114,7 +122,7 @@ def _machines(body: list[str], plan: Plan, work: dict[str, list[Work]], top: flo
         body.append(words(x + GAP, top + 31, ", ".join(links), 10, "faint", width=width - 2 * GAP))
         for place, device in enumerate(devices):
             left, above = x + GAP + place % across * (DEVICE_W + GAP), top + HEAD + place // across * (DEVICE_H + GAP)
-            body += _device(plan, device, work[device.name], left, above)
+            body += _device(plan, device, work[device.name], marks, left, above)
         x, row_h = x + width + 12, max(row_h, height)
     return top + row_h
 
@@ -131,13 +139,12 @@ def _links_told(cluster: Cluster, node: str, devices: Sequence[Device]) -> list[
     return [f"{where} {_rates(rates)}" for where, rates in (("inside", inside), ("outside", outside)) if rates]
 
 
-def _device(plan: Plan, device: Device, work: Sequence[Work], x: float, y: float) -> list[str]:
+def _device(plan: Plan, device: Device, work: Sequence[Work], marks: Marks, x: float, y: float) -> list[str]:
     """Three lines in a box: name, what it is, what it does."""
     what = device.gpu or f"{device.kind} {device.isa}".strip()
     memory = f"{device.memory_bytes / 2**30:.3g} GiB"
     does = _does(work)
-    hot, _ = bottleneck(plan.notes)
-    kind = "box hot" if any(one.group in hot and one.primary for one in work) else "box"
+    kind = "box hot" if any(one.group in marks.groups and one.primary for one in work) else "box"
     more, ink, faint = {}, "ink", "faint"
     if any(one.primary for one in work):
         more["style"] = f"fill:{_colour(plan, next(one.group for one in work if one.primary))}"
@@ -165,7 +172,7 @@ def _does(work: Sequence[Work]) -> list[str]:
     return told
 
 
-def _groups(body: list[str], plan: Plan, top: float) -> float:
+def _groups(body: list[str], plan: Plan, marks: Marks, top: float) -> float:
     """Prefill groups at the left, decode groups at the right, the flow between; mixed groups two in a row below. Returns where they end."""
     sides = {role: [n for n, group in enumerate(plan.groups) if group.role == role] for role in HUES}
     left, right = MARGIN, WIDTH - MARGIN - CARD_W
@@ -177,16 +184,16 @@ def _groups(body: list[str], plan: Plan, top: float) -> float:
         for number in numbers:
             height = max(_card_h(plan.groups[number]), 12 + LINE_H * min(len(arcs[number]), MOST_FLOWS))
             places[number] = (y, height)
-            body += _card(plan, number, x, y, height)
+            body += _card(plan, number, marks, x, y, height)
             y += height + 12
         ends.append(y)
-    body += _arrows(plan, sends, takes, places, left + CARD_W, right)
+    body += _arrows(plan, marks, sends, takes, places, left + CARD_W, right)
     y = max(ends)
     for place in range(0, len(sides["mixed"]), 2):
         row = sides["mixed"][place : place + 2]
         height = max(_card_h(plan.groups[number]) for number in row)
         for column, number in enumerate(row):
-            body += _card(plan, number, (left, right)[column], y, height)
+            body += _card(plan, number, marks, (left, right)[column], y, height)
         y += height + 12
     return y
 
@@ -195,13 +202,13 @@ def _card_h(group: Group) -> float:
     return 28 + LINE_H * sum(1 + bool(stage.attention) for stage in group.stages) + 6
 
 
-def _card(plan: Plan, number: int, x: float, y: float, height: float) -> list[str]:
+def _card(plan: Plan, number: int, marks: Marks, x: float, y: float, height: float) -> list[str]:
     """A group: role and rate, then a line for each stage, and one for its attention workers."""
-    group, (hot, _) = plan.groups[number], bottleneck(plan.notes)
+    group, hot = plan.groups[number], number in marks.groups
     rate = f", {group.requests_per_s:.3g} requests/s" if group.requests_per_s else ""
-    mark = ", bottleneck" if number in hot else ""
+    mark = ", bottleneck" if hot else ""
     name = f"group {number}: {ROLE_WORDS[group.role]}{rate}{mark}"
-    shown = [box(x, y, CARD_W, height, "box hot" if number in hot else "box"), box(x, y, 8, height, style=f"fill:{_colour(plan, number)}")]
+    shown = [box(x, y, CARD_W, height, "box hot" if hot else "box"), box(x, y, 8, height, style=f"fill:{_colour(plan, number)}")]
     shown.append(words(x + 16, y + 18, name, 12, bold=True, width=CARD_W - 24))
     line = y + 20
     for stage in group.stages:
@@ -218,10 +225,9 @@ def _stage_told(stage: Stage) -> list[str]:
 
 
 def _arrows(
-    plan: Plan, sends: dict[int, list[Flow]], takes: dict[int, list[Flow]], places: dict[int, tuple[float, float]], x0: float, x1: float
+    plan: Plan, marks: Marks, sends: dict[int, list[Flow]], takes: dict[int, list[Flow]], places: dict[int, tuple[float, float]], x0: float, x1: float
 ) -> list[str]:
     """An arrow for each share, its ends spread over the sides of the cards; beside its beginning the share and the slowest link."""
-    _, hot = bottleneck(plan.notes)
     shown = []
     for number, arcs in sends.items():
         for place, arc in enumerate(arcs):
@@ -230,7 +236,7 @@ def _arrows(
             others = takes[arc.target]
             start = (x0, _port(places[number], place, len(arcs)))
             end = (x1, _port(places[arc.target], others.index(arc), len(others)))
-            marked = (arc.source, arc.target) in hot
+            marked = (arc.source, arc.target) in marks.links
             link = _between(plan, arc)
             text = f"{arc.share:.0%}{f', {link}' if link else ''}{', bottleneck' if marked else ''}"
             tip = f"group {arc.source} to group {arc.target}: {text}"
