@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from .console import Screen
 
-MB = 1e6
+KB, MB = 1e3, 1e6
 
 _folder = click.option("-o", "--data", type=click.Path(file_okay=False, path_type=Path), help="The data folder  [default: $HETSERVE_DATA]")
 _sources = click.option("--sources", type=click.Path(dir_okay=False, path_type=Path), help="Another table of sources, as of a mirror.")
@@ -79,9 +79,11 @@ def _fetch(one: Source, folder: Path, screen: Screen) -> list[dict[str, Any]]:
     found = {file: present(file, folder) for file in one.file}
     missing = [file for file, place in found.items() if place is None]
     if missing:
-        with screen.progress(f"fetching {one.name}, MB", total=sum(file.bytes for file in missing) / MB) as advance:
+        with screen.progress(f"fetching {one.name}, kB", total=sum(file.bytes for file in missing) / KB) as advance:
             for file in missing:
-                found[file] = fetch(file, folder, lambda count: advance(count / MB))
+                found[file] = fetch(file, folder, lambda count: advance(count / KB))
+                if (beside := folder / f"{file.path}.gz").is_file():
+                    screen.note(f"{beside} is something else; remove it, or it is read too")
     size = sum(file.bytes for file in missing) / MB
     if missing:
         screen.say(f"{one.name}: {_files(len(missing))} fetched into {folder} and checked, {size:,.1f} MB; licence {one.licence}, from {one.home}")
@@ -104,4 +106,4 @@ def _data(data: Path | None) -> Path | None:
 
 def _sizes(one: Source, there: int) -> tuple[str, str, str]:
     """Files, how many are there, and megabytes."""
-    return (str(len(one.file)), str(there), f"{sum(file.bytes for file in one.file) / MB:,.1f}") if one.file else ("by hand", "", "")
+    return (str(len(one.file)), str(there), f"{sum(file.bytes for file in one.file) / MB:,.2f}") if one.file else ("by hand", "", "")

@@ -149,9 +149,9 @@ def test_the_papers_clusters(name) -> None:
     assert cluster.name == name and Counter(device.gpu for device in cluster.devices) == PAPERS[name]
     for source in cluster.devices:
         assert all(cluster.link(source.name, target.name) is not None for target in cluster.devices if target is not source)
-    text = resources.files("hetserve.workloads").joinpath("clusters", f"{name}.toml").read_text()
-    head = text.partition("[cluster]")[0]
-    assert "paper's" in head and "Ours:" in head
+    folder = resources.files("hetserve.workloads").joinpath("clusters")
+    head = folder.joinpath(f"{name}.toml").read_text().partition("[cluster]")[0]
+    assert "paper's" in head and "Ours:" in head and f"| `{name}` |" in folder.joinpath("README.md").read_text()
 
 
 def test_a_node_that_no_device_may_be_on(tmp_path) -> None:

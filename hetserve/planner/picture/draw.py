@@ -193,7 +193,7 @@ def _groups(body: list[str], plan: Plan, marks: Marks, top: float) -> float:
         row = sides["mixed"][place : place + 2]
         height = max(_card_h(plan.groups[number]) for number in row)
         for column, number in enumerate(row):
-            body += _card(plan, number, marks, (left, right)[column], y, height)
+            body += _card(plan, number, marks, (left, left + CARD_W + 24)[column], y, height)
         y += height + 12
     return y
 
