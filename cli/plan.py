@@ -72,6 +72,7 @@ def _price_told(paid: Bill) -> list[str]:
     if paid.requests_per_s is None:
         return [*told, "what a token costs is not known: the planner does not say how many requests the plan serves"]
     load = f"at {paid.requests_per_s:.4g} requests/s of {paid.input_tokens:,.0f} + {paid.output_tokens:,.0f} tokens"
+    load += "; links between groups let fewer through, so that a token costs more" if paid.links_limit else ""
     parts = [("the cluster", paid.cluster), ("the devices used", paid.used)][: 1 + (paid.used != paid.cluster)]
     for what, part in parts:
         if part.usd_per_million_output_tokens is not None and part.usd_per_million_tokens is not None:

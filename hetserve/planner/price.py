@@ -11,6 +11,7 @@ import numpy as np
 
 from hetserve.catalog import rows
 from hetserve.errors import SpecError
+from hetserve.planner.marks import bottleneck
 from hetserve.spec.cluster import Cluster, Device
 from hetserve.spec.plan import Group, Plan
 from hetserve.spec.workload import Workload
@@ -38,6 +39,7 @@ class Sum:
 @dataclass(frozen=True)
 class Bill:
     requests_per_s: float | None  # as the plan's groups expect; None: they do not say
+    links_limit: bool  # links between groups hold it below that, as the planner says: a token costs more
     input_tokens: float  # means of the load
     output_tokens: float
     cluster: Sum
@@ -69,7 +71,8 @@ def bill(plan: Plan, workload: Workload) -> Bill:
     members = {name for group in plan.groups for stage in group.stages for name in (*stage.primary, *stage.attention)}
     used = [device for device in plan.cluster.devices if device.name in members]
     whole = _sum(plan.cluster.devices, served, workload)
-    return Bill(served, workload.input_tokens, workload.output_tokens, whole, _sum(used, served, workload), _told(plan.cluster))
+    links_limit = bool(bottleneck(plan.notes).links)
+    return Bill(served, links_limit, workload.input_tokens, workload.output_tokens, whole, _sum(used, served, workload), _told(plan.cluster))
 
 
 def hourly(cluster: Cluster) -> Sum:

@@ -12,8 +12,9 @@ from planner_cases import model
 
 from hetserve.planner.hexgen2.plan import plan_hexgen2
 from hetserve.planner.hexgen2.search import Search
+from hetserve.planner.marks import Marks, bottleneck
 from hetserve.planner.options import Options
-from hetserve.planner.picture.draw import Marks, bottleneck, picture
+from hetserve.planner.picture.draw import picture
 from hetserve.spec.cluster import Cluster, Device, Host
 from hetserve.spec.load import load_cluster
 from hetserve.spec.plan import Flow, Group, Plan, Pool, Stage

@@ -96,6 +96,12 @@ def test_what_hexgen2_predicts_is_what_is_paid_for() -> None:
     assert bill(made, LOAD).requests_per_s == pytest.approx(predicted, rel=1e-3)
 
 
+def test_links_that_limit_are_told() -> None:
+    made = plan([("prefill", 5.0), ("decode", 3.0)], (Flow(0, 1, 1.0),))
+    note = "predicted: 2 requests/s at the mean lengths; the bottleneck is the links from group 0 to group 1"
+    assert not bill(made, LOAD).links_limit and bill(replace(made, notes=(note,)), LOAD).links_limit
+
+
 def test_what_has_no_price_is_named_and_no_token_has_one() -> None:
     devices = (gpu("d0", price=1.0), gpu("p100", "P100-PCIe-12GB"))
     paid = bill(plan([("mixed", 2.0)], devices=devices), LOAD)

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from colorsys import hls_to_rgb
 from dataclasses import dataclass
 
+from hetserve.planner.marks import Marks, bottleneck
 from hetserve.planner.picture.svg import box, curve, document, words
 from hetserve.spec.cluster import Cluster, Device
 from hetserve.spec.plan import Flow, Group, Plan, Stage
@@ -20,14 +20,6 @@ LABEL_W = 170.0  # of what is written beside an arrow
 MOST_FLOWS = 12  # arrows that leave one group with a text beside each; more are drawn without
 HUES = {"prefill": (8, 50), "decode": (195, 270), "mixed": (85, 165)}  # from and to: warm sends, cold receives
 ROLE_WORDS = {"prefill": "prefill", "decode": "decode", "mixed": "prefill and decode"}
-
-
-@dataclass(frozen=True)
-class Marks:
-    """What limits the plan."""
-
-    groups: frozenset[int]
-    links: frozenset[tuple[int, int]]  # between a prefill and a decode group
 
 
 @dataclass(frozen=True)
@@ -53,14 +45,6 @@ def picture(plan: Plan, told: Sequence[str] = ()) -> str:
     top = _machines(body, plan, work, marks, top + 10)
     bottom = _groups(body, plan, marks, top + 34)
     return document(WIDTH, bottom + MARGIN, title, body)
-
-
-def bottleneck(notes: Iterable[str]) -> Marks:
-    """What a planner's notes call the bottleneck; nothing where they say nothing of it."""
-    said = " ".join(note.partition("the bottleneck is ")[2] for note in notes)
-    pairs = {(int(one), int(other)) for one, other in re.findall(r"links from group (\d+) to group (\d+)", said)}
-    groups = {int(one) for one in re.findall(r"group (\d+) \(", said)}
-    return Marks(frozenset(groups), frozenset(pairs))
 
 
 def _work(plan: Plan) -> dict[str, list[Work]]:
