@@ -80,10 +80,10 @@ class SimGroup:
         self._home_heads = np.bincount(self._home, minlength=firsts[-1])
         self.placement = np.zeros((slots, len(self._home)), np.int32)
         self.heads = np.zeros((slots, firsts[-1]), np.int64)  # how many head groups of a slot lie in each pool
-        self._head_s, self._token_s, self._fixed_s, self._shared = np.array(
-            [(cost.head_s, cost.token_s, cost.fixed_s, cost.shared) for stage in stages for cost in stage.heads]
-        ).T
         self.standing = np.zeros(slots, bool)
+        self._rows: NDArray[np.int64] | None = np.zeros(0, np.int64)  # the slots that stand, ascending; None: not known
+        self._held = np.zeros(firsts[-1], np.int64)  # [pools] head groups of those that stand
+        self._cached = np.zeros(firsts[-1], np.int64)  # [pools] the same times the tokens that each has
         self.computed = np.zeros(slots, np.int64)  # tokens whose KV is there
         self.left = np.zeros(slots, np.int64)  # tokens the answer still has to come
         self.busy_s = [0.0] * len(stages)  # of each stage
@@ -97,20 +97,28 @@ class SimGroup:
     def admit(self, step: RunStep) -> Pass:
         """Applies a step's changes and says what it will take each stage, alone, and what it will sample."""
         self._apply(step)
-        rows = np.flatnonzero(self.standing)
-        sampled = np.concatenate([rows, step.chunk_slots[step.chunk_samples == 1]])
-        attention_s = self._attention_s(rows)
-        parts_s = [self._parts_s(number, step, rows, len(sampled), attention_s[number]) for number in range(len(self._stages))]
+        if self._rows is None:
+            self._rows = np.flatnonzero(self.standing)
+        rows, size = self._rows, step.chunk_tokens
+        sampled, chunks, pairs = rows, 0, 0.0
+        if len(size):
+            sampled, chunks = np.concatenate([rows, step.chunk_slots[step.chunk_samples == 1]]), int(size.sum())
+            pairs = float((size * (self.computed[step.chunk_slots] + size / 2)).sum())
+            self.computed[step.chunk_slots] += size
+        parts_s = [self._parts_s(number, len(rows), chunks, len(sampled), pairs) for number in range(len(self._stages))]
         self.computed[rows] += 1
-        self.computed[step.chunk_slots] += step.chunk_tokens
-        self.left[sampled] -= 1
-        tokens = np.where(self.left[sampled] == 0, END, MORE).astype(np.int32)
+        self._cached += self._held
+        left = self.left[sampled] - 1
+        self.left[sampled] = left
+        tokens = np.where(left == 0, np.int32(END), np.int32(MORE))
         return Pass(step.step, step.group, parts_s, tokens, era=self.era)
 
     def forget(self) -> None:
         """Its primaries have lost all they knew, and what they were working on."""
         self.era += 1
         self.standing[:] = False
+        self._held[:] = self._cached[:] = 0
+        self._rows = None
         for waiting in self.waiting:
             waiting.clear()
 
@@ -119,48 +127,58 @@ class SimGroup:
         return self._stage_of[pool]
 
     def _apply(self, step: RunStep) -> None:
-        self.standing[step.ends] = False
+        if len(step.ends):
+            self._stand(step.ends[self.standing[step.ends]], False)
         for start in step.starts:
             self._start(start)
         for one in step.replaces:
+            stands = self.standing[one.slot]
+            if stands:
+                self._stand(np.array([one.slot]), False)
             self.placement[one.slot][one.lanes] = one.pools
             self.heads[one.slot] = np.bincount(self.placement[one.slot], minlength=self.heads.shape[1])
-        self.standing[step.leaves] = False
-        self.standing[step.joins] = True
+            if stands:
+                self._stand(np.array([one.slot]), True)
+        if len(step.leaves):
+            self._stand(step.leaves, False)
+        if len(step.joins):
+            self._stand(step.joins, True)
 
     def _start(self, start: Start) -> None:
-        self.standing[start.slot] = False
+        if self.standing[start.slot]:
+            self._stand(np.array([start.slot]), False)
         self.placement[start.slot] = self._home
         self.heads[start.slot] = self._home_heads
         self.computed[start.slot] = start.cached_tokens
         self.left[start.slot] = self._output_tokens[start.request] - (len(start.tokens) - start.prompt_tokens)
 
-    def _parts_s(self, number: int, step: RunStep, rows: NDArray[np.int64], samples: int, attention_s: float) -> tuple[float, float, float]:
-        before, size = self.computed[step.chunk_slots], step.chunk_tokens
-        pairs = float((size * (before + size / 2)).sum())
-        cost, chunks = self._stages[number].cost, int(size.sum())
-        dense_s = cost.step_s(len(rows) + chunks, samples, 0, pairs)
-        decode_s = cost.step_s(len(rows), len(rows), 0, 0.0) if len(rows) and chunks else 0.0 if chunks else dense_s
-        slower = self._slowest(self._stages[number].primaries)
-        return attention_s, slower * decode_s, slower * (dense_s - decode_s)
+    def _stand(self, slots: NDArray[np.integer], stands: bool) -> None:
+        """Slots that did not stand do now, or the other way round."""
+        heads, sign = self.heads[slots], 1 if stands else -1
+        self.standing[slots] = stands
+        self._held += sign * heads.sum(0)
+        self._cached += sign * (self.computed[slots] @ heads)
+        self._rows = None
 
-    def _attention_s(self, rows: NDArray[np.int64]) -> list[float]:
-        """Decode attention of each stage, on the slowest of its pools, which slow each other as soon as two of them hold something."""
-        if not len(rows):
-            return [0.0] * len(self._stages)
-        heads = self.heads[rows]
-        held = heads.sum(0)
-        seconds = self._head_s * held + self._token_s * (self.computed[rows] @ heads)
-        if self._slower:
-            times = [self._slower.get(device, 1.0) for stage in self._stages for device in stage.devices]
-            seconds *= [0.0 if slower == LOST else slower for slower in times]  # nobody waits for what is gone
-        seconds = np.where(held > 0, seconds, 0.0)
-        found = []
-        for pools in self._pools:
-            together = np.count_nonzero(held[pools]) > 1
-            each = seconds[pools] * self._shared[pools] if together else seconds[pools]
-            found.append(float((each + np.where(held[pools] > 0, self._fixed_s[pools], 0.0)).max()))
-        return found
+    def _parts_s(self, number: int, rows: int, chunks: int, samples: int, pairs: float) -> tuple[float, float, float]:
+        """Of one stage: rows that decode, tokens of prompts, rows that are sampled, pairs of the prompts' attention."""
+        cost = self._stages[number].cost
+        dense_s = cost.step_s(rows + chunks, samples, 0, pairs)
+        decode_s = dense_s if not chunks else cost.step_s(rows, rows, 0, 0.0) if rows else 0.0
+        slower = self._slowest(self._stages[number].primaries)
+        return self._attention_s(number), slower * decode_s, slower * (dense_s - decode_s)
+
+    def _attention_s(self, number: int) -> float:
+        """Decode attention of one stage, on the slowest of its pools, which slow each other as soon as two of them hold something."""
+        stage, pools = self._stages[number], self._pools[number]
+        held, cached = self._held[pools].tolist(), self._cached[pools].tolist()
+        together, slowest_s = sum(count > 0 for count in held) > 1, 0.0
+        for device, cost, count, tokens in zip(stage.devices, stage.heads, held, cached, strict=True):
+            if count:
+                slower = self._slower.get(device, 1.0)
+                own_s = slower * (cost.head_s * count + cost.token_s * tokens) if slower != LOST else 0.0  # nobody waits for what is gone
+                slowest_s = max(slowest_s, own_s * (cost.shared if together else 1) + cost.fixed_s)
+        return slowest_s
 
     def _slowest(self, devices: Sequence[str]) -> float:
         return max(self._slower.get(device, 1.0) for device in devices) if self._slower else 1.0
