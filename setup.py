@@ -39,6 +39,7 @@ REQUIRES = [
     "uvloop>=0.19",
 ]
 EXTRAS = {
+    "plot": ["matplotlib>=3.8"],
     "dev": [
         "pytest>=8",
         "pytest-timeout>=2.3",

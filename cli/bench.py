@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 import hetserve
-from hetserve.errors import BenchError, HetserveError, UsageError
+from hetserve.errors import BenchError, HetserveError
 
 from .bench_setup import (
     ONE_DEVICE,
@@ -45,7 +45,7 @@ if TYPE_CHECKING:
 
 NAMES = "random, azure-conv, azure-code, sharegpt or custom"
 INTERRUPTED = "interrupted"  # what was measured until then is a result all the same
-MANY_VALUES = ("--goodput", "--header", "--metadata")  # `--goodput ttft:200 tpot:50`, as vLLM's command line takes it
+MANY_VALUES = ("--goodput", "--slo", "--header", "--metadata")  # `--goodput ttft:200 tpot:50`, as vLLM's command line takes it
 
 
 class BenchCommand(click.Command):
@@ -164,7 +164,7 @@ def bench(**given: Any) -> None:
     one pair of it comes with vllm). A name may carry options of its planner: `hetis heads=paper theta=0.25`.
     """
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that servers are stopped on the way out
-    from .bench_table import render, render_many
+    from .bench_table import known_latencies, render, render_many
 
     flags = Flags(**given)
     screen = Screen(flags.as_json)
@@ -173,7 +173,7 @@ def bench(**given: Any) -> None:
     if len(results) > 1 or _is_many(results[0]):
         render_many(results, screen)
     else:
-        render(results[0], latencies(flags), numbers(flags.metric_percentiles), screen)
+        render(results[0], known_latencies(flags.percentile_metrics), numbers(flags.metric_percentiles), screen)
     screen.json(results[0] if len(results) == 1 else {"scales": results})
     wrong = sum(one.get("wrong", 0) for result in results for one in result["agreement"].values())
     if wrong:
@@ -201,7 +201,9 @@ def _log_folder() -> Iterator[Path]:
 
 def _run(flags: Flags, screen: Screen, logs: Path) -> list[dict[str, Any]]:
     """A result for each job, each saved as soon as it is there."""
-    latencies(flags)
+    from .bench_table import known_latencies
+
+    known_latencies(flags.percentile_metrics)
     jobs = resolve(flags, screen, logs)
     if flags.live:
         jobs = [replace(job, experiment=replace(job.experiment, see=_shown_on(screen))) for job in jobs]
@@ -270,22 +272,6 @@ def _measure(flags: Flags, job: Job, screen: Screen) -> dict[str, Any]:
     )
     cleaned: dict[str, Any] = result.without_local_paths(whole, Path.home(), Path(hetserve.__file__).resolve().parents[1])
     return cleaned
-
-
-def latencies(flags: Flags) -> list[str]:
-    """The latencies whose rows the table shows.
-
-    Raises:
-        UsageError: one that is not known.
-    """
-    from hetserve.metrics import LATENCIES, QUEUE_TIMES
-
-    known = (*LATENCIES, *QUEUE_TIMES)
-    shown = [name for name in flags.percentile_metrics.split(",") if name]
-    unknown = [name for name in shown if name not in known]
-    if unknown:
-        raise UsageError(f"--percentile-metrics does not know {', '.join(unknown)}.", hint=f"it takes {', '.join(known)}")
-    return shown
 
 
 def _system(flags: Flags, job: Job, name: str, runs: list[Measured]) -> dict[str, Any]:

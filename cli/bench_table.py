@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from hetserve.errors import UsageError
+
 from .console import Screen
 
 RATES = (
@@ -14,6 +16,27 @@ RATES = (
     ("all tokens/s", "total_token_throughput"),
 )
 COSTS = (("duration, s", "duration"), ("server CPU, s", "server_cpu_s"), ("client CPU, s", "client_cpu_s"))
+
+
+def known_latencies(text: str) -> list[str]:
+    """The latencies in a comma list, whose rows tables show.
+
+    Raises:
+        UsageError: one that is not known.
+    """
+    from hetserve.metrics import LATENCIES, QUEUE_TIMES
+
+    known = (*LATENCIES, *QUEUE_TIMES)
+    shown = [name for name in text.split(",") if name]
+    unknown = [name for name in shown if name not in known]
+    if unknown:
+        raise UsageError(f"--percentile-metrics does not know {', '.join(unknown)}.", hint=f"it takes {', '.join(known)}")
+    return shown
+
+
+def metric_rows(latencies: Sequence[str], percentiles: Sequence[float], systems: dict[str, Any]) -> list[list[str]]:
+    """A row for each metric that any system has, a column for each system."""
+    return [row for label, key, better in _metrics(latencies, percentiles) if (row := _row(label, key, better, systems, None)) is not None]
 
 
 def render(result: dict[str, Any], latencies: Sequence[str], percentiles: Sequence[float], screen: Screen) -> None:
@@ -74,7 +97,7 @@ def _system_row(result: dict[str, Any], name: str, shown: Sequence[tuple[str, st
     ours = result["systems"][result["ours"]]
     if name != result["ours"] and one.get("layout") and one["layout"] == ours.get("layout"):
         other = f" (laid out as {result['ours']} is)"
-    return [name + other, *scale, *("-" if value is None else _number(value) for value in values), said]
+    return [name + other, *scale, *("-" if value is None else number(value) for value in values), said]
 
 
 def _controller(name: str, one: dict[str, Any]) -> list[str]:
@@ -118,7 +141,7 @@ def _row(label: str, key: str, better: str, systems: dict[str, Any], compared: d
     values = [one.get(key) for one in systems.values()]
     if all(value is None for value in values):
         return None
-    row = [label, *("-" if value is None else _number(value) for value in values)]
+    row = [label, *("-" if value is None else number(value) for value in values)]
     if compared is None:
         return row
     ratio = compared.get(key)
@@ -128,7 +151,8 @@ def _row(label: str, key: str, better: str, systems: dict[str, Any], compared: d
     return [*row, f"{ratio['median']:.3f}", f"{bounds[0]:.3f} .. {bounds[1]:.3f}" if bounds else "none", better]
 
 
-def _number(value: float) -> str:
+def number(value: float) -> str:
+    """As many digits as tell anything."""
     return f"{value:,.0f}" if abs(value) >= 10_000 else f"{value:,.1f}" if abs(value) >= 100 else f"{value:,.2f}"
 
 

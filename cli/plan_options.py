@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -72,8 +72,11 @@ def plan_options(command: Callable[..., Any]) -> Callable[..., Any]:
     return command
 
 
-def make_plan(model: Path | None, given: dict[str, Any]) -> Plan:
+def make_plan(model: Path | None, given: dict[str, Any], more: Sequence[tuple[str, Any]] = ()) -> Plan:
     """The plan that the flags describe. Takes its flags out of `given`.
+
+    Args:
+        more: fields of Options, and their values, which win over flags.
 
     Raises:
         UsageError: no model; SpecError, ModelError, ResourceError, UnsupportedError: what cannot be.
@@ -84,10 +87,10 @@ def make_plan(model: Path | None, given: dict[str, Any]) -> Plan:
     system(given["system"] or SYSTEM)  # a misspelt one is said before a missing model
     if model is None:
         raise UsageError("A plan is for a model, and none was named.", "--model FOLDER; `hetserve model make tiny` writes one to try")
-    return plan_of(load_model(model), given)
+    return plan_of(load_model(model), given, more)
 
 
-def plan_of(spec: ModelSpec, given: dict[str, Any]) -> Plan:
+def plan_of(spec: ModelSpec, given: dict[str, Any], more: Sequence[tuple[str, Any]] = ()) -> Plan:
     """The plan of a model that is loaded already; as `make_plan`."""
     from hetserve.spec.cluster import parse_bytes
     from hetserve.spec.load import load_cluster
@@ -105,7 +108,8 @@ def plan_of(spec: ModelSpec, given: dict[str, Any]) -> Plan:
     }
     row, cluster = system(given.pop("system") or SYSTEM), load_cluster(given.pop("cluster") or CLUSTER)
     chosen, workload = _planning(given)
-    return row.planner(cluster, spec, workload, Options(**{name: value for name, value in fixed.items() if value is not None}, **chosen))
+    options = Options(**{name: value for name, value in fixed.items() if value is not None}, **chosen)
+    return row.planner(cluster, spec, workload, replace(options, **dict(more)))
 
 
 def load_of(given: dict[str, Any]) -> Workload | None:

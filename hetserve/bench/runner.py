@@ -65,14 +65,19 @@ def summary(job: Job, run: Run, percentiles: Sequence[float], goodput_ms: dict[s
 
 
 def saturated(job: Job, run: Run) -> bool | None:
-    """Whether the server fell behind the arrivals: later requests wait ever longer for their first token (client queue included).
+    """Whether the server fell behind the arrivals, client queue included; see `fell_behind`."""
+    pairs = zip(job.requests, run.records, strict=True)
+    return fell_behind([(request.arrival_s, record.queue_s + record.ttft_s) for request, record in pairs if record.ok])
+
+
+def fell_behind(waits: Sequence[tuple[float, float]]) -> bool | None:
+    """Whether later requests wait ever longer for their first token, given when each arrived and how long it waited, seconds.
 
     None when there are too few requests to see a trend.
     """
-    done = [(request.arrival_s, record.queue_s + record.ttft_s) for request, record in zip(job.requests, run.records, strict=True) if record.ok]
-    if len(done) < LEAST_FOR_TREND:
+    if len(waits) < LEAST_FOR_TREND:
         return None
-    waits_s = np.array([wait_s for _, wait_s in sorted(done)])
+    waits_s = np.array([wait_s for _, wait_s in sorted(waits)])
     ranks = np.argsort(np.argsort(waits_s))
     trend = float(np.corrcoef(np.arange(len(ranks)), ranks)[0, 1])
     half = len(waits_s) // 2

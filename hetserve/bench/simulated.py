@@ -6,12 +6,14 @@ The same plan, arrivals and faults always give the same result: nothing here rea
 from __future__ import annotations
 
 import math
+from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
 from hetserve import metrics
+from hetserve.bench.runner import fell_behind
 from hetserve.control.config import ControllerConfig, config_from_plan
 from hetserve.control.controller import Controller
 from hetserve.control.messages import MoveKv
@@ -26,12 +28,15 @@ from hetserve.spec.plan import Plan, page_bytes
 from hetserve.systems import policies_for
 from hetserve.trace.datasets import Workload
 
+ANSWERED = ("stop", "length")  # how a request ends that was answered whole
+
 
 @dataclass(frozen=True)
 class Simulation:
     """A plan ready to be run once, or that has been."""
 
     plan: Plan
+    arrivals: tuple[Arrival, ...]
     config: ControllerConfig
     controller: Controller
     executor: SimExecutor
@@ -48,6 +53,27 @@ class Simulation:
     def records(self) -> list[RequestRecord]:
         """What became of each choice of each request, in their order; tokens come in chunks of one."""
         return [_record(outcome) for choices in self.executor.outcomes for outcome in choices]
+
+    @property
+    def open_loop(self) -> bool:
+        """Whether requests come one after the other, so that it can be said whether answers keep up with them."""
+        return max((one.at_s for one in self.arrivals), default=0.0) > 0
+
+    def output_share(self) -> float | None:
+        """Tokens told by the time the last request arrives, over those due by then had every request gone on as it did, but without waiting first.
+
+        1 where answers keep up with arrivals; where requests pile up, the share of them that was worked off. None where all come at once.
+        """
+        last_s = max((one.at_s for one in self.arrivals), default=0.0)
+        if not self.open_loop:
+            return None
+        told = due = 0
+        for arrival, choices in zip(self.arrivals, self.executor.outcomes, strict=True):
+            for one in choices if arrival.at_s < last_s else ():
+                told += bisect_right(one.token_s, last_s)
+                whole = one.reason in ANSWERED and bool(one.token_s)
+                due += bisect_right(one.token_s, last_s + one.token_s[0] - one.at_s) if whole else arrival.output_tokens
+        return told / due
 
     def busy_s(self) -> dict[str, float]:
         """By device: seconds in which a stage whose primary it is worked on a step."""
@@ -94,7 +120,7 @@ def assemble(plan: Plan, arrivals: Sequence[Arrival], faults: Sequence[Fault] = 
         return way(devices[move.source.group][move.source.pool], devices[move.target.group][move.target.pool]), size_bytes
 
     executor = SimExecutor(arrivals, groups, config.kv_heads, carry, bytes_per_s, config.max_seqs, config.max_model_len, costs.excess(), faults)
-    return Simulation(plan, config, Controller(config, policies_for(plan.system, plan.online)), executor)
+    return Simulation(plan, tuple(arrivals), config, Controller(config, policies_for(plan.system, plan.online)), executor)
 
 
 def summary(
@@ -104,13 +130,19 @@ def summary(
     percentiles: Sequence[float] = (99.0,),
     goodput_ms: Mapping[str, float] | None = None,
 ) -> dict[str, Any]:
-    """A finished run under vLLM's keys, labelled as simulated, and beside them the plan's hash and how busy the devices were.
+    """A finished run under vLLM's keys, labelled as simulated, and beside them its plan, whether it kept up, and how busy the devices were.
+
+    `slo_attainment` is the share of all requests that are within goodput_ms; a refused one is not. Of devices that the plan leaves out, `utilisation`
+    is 0.
 
     Args:
         rate_per_s, burstiness: how its requests came, to be said beside the numbers.
         percentiles, goodput_ms: as `metrics.summarise` takes them.
     """
     records, counts, busy_s = done.records(), done.controller.counts(), done.busy_s()
+    measured = metrics.summarise(records, done.lasted_s, percentiles, goodput_ms)
+    good_per_s = measured["request_goodput"]
+    waits = [(one.start_s, one.ttft_s) for one in records if one.ok]
     return {
         "kind": "simulated",
         "model_id": done.plan.model.shape.name,
@@ -120,15 +152,18 @@ def summary(
         "num_prompts": len(records),
         "request_rate": rate_per_s if math.isfinite(rate_per_s) else "inf",
         "burstiness": burstiness,
-        **metrics.summarise(records, done.lasted_s, percentiles, goodput_ms),
+        **measured,
+        "slo_attainment": None if good_per_s is None else good_per_s * done.lasted_s / len(records),
+        "saturated": fell_behind(waits) if done.open_loop else None,
+        "output_share": done.output_share() if done.open_loop else None,
         "preemptions": counts["preemptions_total"],
         "moves": counts["moves_total"],
         "busy_s": busy_s,
-        "utilisation": {device: seconds / done.lasted_s for device, seconds in busy_s.items()},
+        "utilisation": {device.name: busy_s.get(device.name, 0.0) / done.lasted_s for device in done.plan.cluster.devices},
     }
 
 
 def _record(outcome: Outcome) -> RequestRecord:
     times = tuple(at_s - outcome.at_s for at_s in outcome.token_s)
-    ok = outcome.reason in ("stop", "length")
+    ok = outcome.reason in ANSWERED
     return RequestRecord(ok, outcome.prompt_tokens, len(times), outcome.at_s, 0.0, times, (1,) * len(times), error=outcome.why)

@@ -92,3 +92,23 @@ def test_transfers_between_two_nodes_share_what_these_send_and_receive() -> None
         pauses_s.append(max(later - first for first, later in times))
     size_bytes = 400 // 16 * 2 * stage.pools[0].page_bytes
     assert pauses_s[0] == pytest.approx(size_bytes / 1e5, rel=0.02) and pauses_s[1] == pytest.approx(2 * pauses_s[0], rel=0.02)
+
+
+def test_a_run_says_whether_it_keeps_up() -> None:
+    """30 requests of 5 tokens: at a leisurely rate all that is due was told, in a burst next to nothing."""
+    calm, burst = (summary(run(planned(), arrivals=[Arrival(gap_s * number, 40, 5) for number in range(30)]), 1 / gap_s) for gap_s in (1.0, 1e-4))
+    assert calm["output_share"] == 1 and calm["saturated"] is False
+    assert burst["output_share"] < 0.2 and burst["saturated"] is True
+    at_once = summary(run(planned(), arrivals=[Arrival(0.0, 40, 5)] * 30))
+    assert at_once["output_share"] is None and at_once["saturated"] is None
+
+
+def test_requests_that_are_refused_are_due_all_the_same() -> None:
+    """The second is longer than the plan takes: one of two is within all limits, and half of what is due was told."""
+    done = summary(run(planned(), arrivals=[Arrival(0.0, 40, 9), Arrival(1.0, 600, 9), Arrival(2.0, 40, 1)]), 1.0, goodput_ms={"ttft": 1e9})
+    assert (done["completed"], done["failed"]) == (2, 1)
+    assert done["slo_attainment"] == pytest.approx(2 / 3) and done["output_share"] == pytest.approx(9 / 18)
+
+
+def test_devices_that_a_plan_leaves_out_are_idle() -> None:
+    assert summary(run(planned()))["utilisation"]["slow"] == 0.0
