@@ -1,7 +1,7 @@
 """python -m hetserve.bench.gpu FOLDER: every stage a process of its own with a limit of its own, its result written at once.
 
 A stage that fails or takes too long costs its own result and no other's; what is left when WHOLE_S is over is not run. Needs torch, pybind11, cmake
-and nvcc, and no virtual environment: the kernels are built into `build/gpu`, for this machine's GPU alone.
+and nvcc, and no virtual environment: the kernels are built into `build/gpu`, for this machine's GPU alone. In the end a table (table.py).
 """
 
 from __future__ import annotations
@@ -14,12 +14,13 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from hetserve import machine
-from hetserve.bench.gpu import wheels
+from hetserve.bench.gpu import table, wheels
 
 ROOT = wheels.ROOT
 BUILD = ROOT / "build" / "gpu"
@@ -45,23 +46,22 @@ def _module(name: str, *arguments: str) -> tuple[str, ...]:
     return ("-m", f"hetserve.bench.gpu.{name}", *arguments)
 
 
-# In order of worth. A quick stage leaves its time to those after it.
+# In order of worth: what is judged first. A quick stage leaves its time to those after it.
 OP_TESTS = ("-m", "pytest", "-q", "--maxfail=20", "--continue-on-collection-errors", "-p", "no:cacheprovider", "-k", "cuda and not emulated")
 ENGINE_TESTS = tuple(f"tests/engine/test_{name}.py" for name in ("device_sampler", "staged", "mover_devices"))
 STAGES = (
-    Stage("ops", (*OP_TESTS, "tests/ops", *ENGINE_TESTS), 120, ending=""),
-    Stage("decode", _module("kernels", "decode"), 110),
-    Stage("engine", _module("tokens"), 80),
-    Stage("step", _module("steps"), 80),
-    Stage("profile", _module("profiled"), 65, ending=".toml"),
-    Stage("prefill", _module("kernels", "prefill"), 40),
-    Stage("pages", _module("kernels", "pages", "rows"), 40),
+    Stage("ops", (*OP_TESTS, "tests/ops", *ENGINE_TESTS), 110, ending=""),
+    Stage("decode", _module("kernels", "pages", "decode"), 100),
+    Stage("engine", _module("tokens"), 70),
+    Stage("step", _module("steps"), 70),
+    Stage("profile", _module("profiled"), 75, ending=".toml"),
+    Stage("prefill", _module("kernels", "prefill", "rows", "transfers"), 40),
     Stage("serving", _module("serving"), 110),
 )
-# Beside the first stage, which is not timed; no result of its own.
-FLASHINFER = Stage("flashinfer", _module("kernels", "flashinfer", str(BUILD / "flashinfer.json")), 110, ending="")
+# Beside the build and the first stage, of which nothing is timed; no results of their own, and nobody waits for them.
+RIVALS = tuple(Stage(name, _module("rivals", way), 0, ending="") for way, name in (("cores", "flashinfer"), ("tensor", "flashinfer on tensor cores")))
 BUILD_S = 150.0
-WHEELS_S = 30.0
+WHEELS_S = 60.0  # beside the build
 WHOLE_S = 530.0
 LEAST_S = 10.0  # a stage with less time left is not begun
 
@@ -75,31 +75,49 @@ def main() -> int:
     if not gpu and machine.nvcc() is None:
         print("no GPU and no nvcc on this machine: nothing was compiled, and nothing was run")
         return 0
-    started_s = time.monotonic()
+    if gpu:
+        return check(folder)
     fault = build()
-    if not gpu:
-        names = ", ".join(stage.name for stage in STAGES)
-        print(fault or f"no GPU on this machine: the kernels compile (make cuda-all: for every architecture), and nothing was run ({names})")
-        return 1 if fault else 0
+    names = ", ".join(stage.name for stage in STAGES)
+    print(fault or f"no GPU on this machine: the kernels compile (make cuda-all: for every architecture), and nothing was run ({names})")
+    return 1 if fault else 0
+
+
+def check(folder: Path) -> int:
+    """Builds, runs all stages on this machine's GPU and prints what they found."""
+    started_s = time.monotonic()
     folder.mkdir(parents=True, exist_ok=True)
-    summary: dict[str, Any] = {"command": "make gpu-check", "machine": machine.describe(), "stages": {}}
-    summary["stages"]["build"] = {"ok": not fault, "seconds": time.monotonic() - started_s, "output": fault}
-    packages, summary["wheels"] = wheels.unpacked(wheels.FOLDER, ROOT / "build" / "wheels", WHEELS_S)
-    print(summary["wheels"] or f"wheels installed into {packages}")
-    _write(folder / "summary.json", summary)
-    path = (packages,) if packages else ()
-    for stage in () if fault else STAGES:
-        aside = begin(FLASHINFER, folder, path) if stage is STAGES[0] else None
-        begun_s = time.monotonic()
+    for old in (folder / f"{stage.name}{stage.ending}" for stage in STAGES if stage.ending):
+        old.unlink(missing_ok=True)  # of an earlier run: a stage that writes nothing must not seem to have
+    summary: dict[str, Any] = {"command": "make gpu-check", "machine": machine.describe(), "stages": {}, "flashinfer": {}}
+    rivals: dict[str, subprocess.Popen[bytes]] = {}
+    with ThreadPoolExecutor(1) as aside:
+        preparing = aside.submit(prepare, folder, rivals)
         try:
-            summary["stages"][stage.name] = run(stage, folder, WHOLE_S - (begun_s - started_s), path)
+            fault = build()
+            summary["stages"]["build"] = {"ok": not fault, "seconds": time.monotonic() - started_s, "output": fault}
+            path, summary["wheels"] = preparing.result()
+            print(summary["wheels"] or f"wheels installed into {path[0]}", flush=True)
+            for stage in () if fault else STAGES:
+                if stage is not STAGES[0]:
+                    summary["flashinfer"] |= {name: end(rivals.pop(name), 0.0) for name in list(rivals)}
+                summary["stages"][stage.name] = run(stage, folder, WHOLE_S - (time.monotonic() - started_s), path)
+                _write(folder, summary)
         finally:
-            if aside is not None:
-                summary["flashinfer"] = end(aside, max(0.0, FLASHINFER.limit_s - (time.monotonic() - begun_s)))
-        _write(folder / "summary.json", summary)
-    for name, result in summary["stages"].items():
-        print(f"{name:10} {'ok' if result['ok'] else 'FAILED':7} {result['seconds']:6.1f} s")
+            preparing.result()
+            summary["flashinfer"] |= {name: end(rivals.pop(name), 0.0) for name in list(rivals)}
+            _write(folder, summary)
+    print(fault, table.table(folder, summary), sep="\n")
     return 0 if all(result["ok"] for result in summary["stages"].values()) else 1
+
+
+def prepare(folder: Path, rivals: dict[str, subprocess.Popen[bytes]]) -> tuple[tuple[Path, ...], str]:
+    """Installs the wheels and has FlashInfer begin to compile. Returns what the wheels add to Python's path, and why they add nothing."""
+    packages, why = wheels.unpacked(wheels.FOLDER, ROOT / "build" / "wheels", WHEELS_S)
+    path = (packages,) if packages else ()
+    if packages or machine.package_version("flashinfer-python") is not None:
+        rivals.update({stage.name: begin(stage, folder, path) for stage in RIVALS})
+    return path, why
 
 
 def build() -> str:
@@ -158,8 +176,10 @@ def end(process: subprocess.Popen[bytes], limit_s: float) -> int | str:
         process.wait()
 
 
-def _write(path: Path, value: dict[str, Any]) -> None:
-    path.write_text(json.dumps(value, indent=1) + "\n")
+def _write(folder: Path, summary: dict[str, Any]) -> None:
+    """What is known so far: a kill of this process too loses only what follows."""
+    (folder / "summary.json").write_text(json.dumps(summary, indent=1) + "\n")
+    (folder / "table.md").write_text(table.table(folder, summary) + "\n")
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ import itertools
 import math
 import statistics
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -25,8 +25,9 @@ from hetserve.control.messages import Sampling
 from hetserve.engine.accelerator import CudaGpu, Run
 from hetserve.engine.api import Output
 from hetserve.engine.engine import Engine
-from hetserve.errors import BenchError
-from hetserve.spec.cluster import CUDA, Cluster, Device, resolve_cores
+from hetserve.engine.heads import DispatchedAttention
+from hetserve.errors import BenchError, HetserveError
+from hetserve.spec.cluster import CPU, CUDA, Cluster, Device, resolve_cores
 from hetserve.spec.host import this_host
 from hetserve.spec.model import ModelSpec
 from hetserve.spec.plan import PAGE_TOKENS, Group, Limits, Online, Plan, PlanModel, Pool, Stage, page_bytes
@@ -34,6 +35,7 @@ from hetserve.spec.plan import PAGE_TOKENS, Group, Limits, Online, Plan, PlanMod
 LONGEST_S = 120.0  # no round takes so long
 GPU_SHARE = 0.8  # of the GPU's memory, as workloads/clusters/gpu.toml has it
 EMULATED_BYTES = 1 << 34
+GRAPHS, PIECES, EAGER = "graphs", "pieces", "eager"  # how decode steps are launched
 PARTS = ("step_s", "prepare_s", "model_s", "sample_s", "controller_s")  # of a step, in the engine's numbers
 
 LLAMA = {
@@ -112,42 +114,53 @@ class Round:
 
 
 def device(name: str, kind: str) -> Device:
-    """A device of this machine, on half of its cores; of GPUs the first. The one called "gpu" is that of the cluster gpu."""
+    """A device of this machine; of GPUs the first. Those called "gpu" and "cpu" are the devices of the clusters gpu and gpu-plus-cpu."""
     host = this_host()
     memory_bytes = int(GPU_SHARE * host.gpus[0]) if kind == CUDA and host.gpus else EMULATED_BYTES
-    return Device(name, kind, resolve_cores("first-half", host, name), "", memory_bytes)
+    cores = "second-half" if kind == CPU and name == "cpu" and len(host.cores) > 1 else "first-half"
+    return Device(name, kind, resolve_cores(cores, host, name), "", memory_bytes)
 
 
 def make_plan(
     spec: ModelSpec,
     devices: Sequence[Device],
     stages: Sequence[tuple[Any, ...]],
-    tokens: int,
+    tokens: int | Mapping[str, int],
     limits: Limits,
     dtype: str = "bfloat16",
     online: Online | None = None,
+    system: str = "uniform",
 ) -> Plan:
-    """One group of stages, each (last layer, primary, *attention workers), whose pools hold so many tokens with all their head groups."""
-    pages, first, built = math.ceil(tokens / PAGE_TOKENS) * spec.kv_heads, 0, []
+    """One group of stages, each (last layer, primary, *attention workers), whose pools hold so many tokens with all their head groups: all as many,
+    or each device its own number."""
+    first, built = 0, []
     for last, *names in stages:
-        pools = tuple(Pool(name, pages, page_bytes(spec, (first, last), dtype)) for name in names)
+        held = {name: tokens if isinstance(tokens, int) else tokens[name] for name in names}
+        pages = {name: math.ceil(count / PAGE_TOKENS) * spec.kv_heads for name, count in held.items()}
+        pools = tuple(Pool(name, pages[name], page_bytes(spec, (first, last), dtype)) for name in names)
         built.append(Stage((first, last), (names[0],), tuple(names[1:]), pools, dtype))
         first = last
     cluster = Cluster("gpu-check", (0,), tuple(devices))
-    return Plan("uniform", PlanModel(spec, dtype), cluster, limits, (Group("mixed", tuple(built)),), online=online or Online())
+    return Plan(system, PlanModel(spec, dtype), cluster, limits, (Group("mixed", tuple(built)),), online=online or Online())
 
 
 def serve(plan: Plan, folder: Path, rounds: Sequence[Sequence[Ask]]) -> tuple[list[Round], dict[str, float]]:
-    """The rounds one after another, the requests of each at once; and the engine's numbers at the end.
+    """The rounds one after another, the requests of each at once; and the engine's numbers at the end. Leaves no memory taken: the next one needs it.
 
     Raises:
-        BenchError: a request did not get its tokens.
+        HetserveError: the engine did not start. BenchError: a request did not get its tokens, or whatever else went wrong.
     """
+    fault: HetserveError
     try:
         return asyncio.run(_serve(plan, folder, rounds))
+    except HetserveError as error:  # a new one: the frames of this one hold the engine
+        fault = type(error)(error.message, error.hint)
+    except Exception as error:
+        fault = BenchError(f"the engine failed: {type(error).__name__}: {error}")
     finally:
-        gc.collect()  # the next engine needs the memory
+        gc.collect()
         torch.cuda.empty_cache()
+    raise fault
 
 
 async def _serve(plan: Plan, folder: Path, rounds: Sequence[Sequence[Ask]]) -> tuple[list[Round], dict[str, float]]:
@@ -220,11 +233,13 @@ def step_s(answers: Sequence[Answer]) -> float:
 
 
 @contextlib.contextmanager
-def eager(wanted: bool) -> Iterator[None]:
-    """Inside, where it is wanted, GPUs launch every kernel from Python instead of from captured graphs."""
+def launching(how: str) -> Iterator[None]:
+    """Inside, decode steps on GPUs are one graph (GRAPHS), as they are while nothing is dispatched; a graph for each piece between two attentions
+    (PIECES), as they are while something is; or every kernel is launched from Python (EAGER)."""
 
     def launch(gpu: CudaGpu, run: Run) -> Run:
         return run
 
-    with patch.object(CudaGpu, "capture", launch) if wanted else contextlib.nullcontext():
+    patches = {PIECES: patch.object(DispatchedAttention, "dispatched", True), EAGER: patch.object(CudaGpu, "capture", launch)}
+    with patches.get(how, contextlib.nullcontext()):
         yield

@@ -1,11 +1,15 @@
 """python -m hetserve.bench.gpu.serving FILE: a 1-billion-parameter model with drawn weights, azure-conv's lengths, beside transformers' `generate`.
 
 Both get the same prompts and give each request exactly its number of tokens, on one GPU. One request at a time, and many at once: transformers has
-them as one padded batch, and goes on until the longest answer is done; a request's tokens count only up to its own length.
+them as one padded batch, and goes on until the longest answer is done; a request's tokens count only up to its own length. Then the cluster
+gpu-plus-cpu by Hetis, with half of the KV that is wanted at once on the GPU and as much on the CPU, beside that half alone.
+
+Floors: every step reads the weights once and every sequence its KV; prompts take no bytes. Every token takes two operations a weight.
 """
 
 from __future__ import annotations
 
+import itertools
 import statistics
 import sys
 import tempfile
@@ -18,11 +22,15 @@ import torch
 
 from hetserve.bench.gpu.engines import LLAMA_1B, Answer, Ask, device, make_plan, serve
 from hetserve.bench.gpu.report import report
+from hetserve.bench.gpu.steps import read_bytes
+from hetserve.bench.gpu.timing import copy_bandwidth, floors
+from hetserve.engine.accelerator import make_accelerator
 from hetserve.engine.model.drawn import write_drawn
 from hetserve.errors import HetserveError
-from hetserve.spec.cluster import CUDA
+from hetserve.spec.cluster import CPU, CUDA
 from hetserve.spec.load import load_model
-from hetserve.spec.plan import Limits
+from hetserve.spec.model import ModelSpec
+from hetserve.spec.plan import PAGE_TOKENS, Limits, Online
 from hetserve.trace import vocab
 from hetserve.trace.arrivals import Arrivals
 from hetserve.trace.datasets import DatasetSpec, build
@@ -31,6 +39,9 @@ TABLES = Path(__file__).resolve().parents[3] / "workloads" / "lengths"
 ALONE, TOGETHER, MANY = 4, 48, 256  # requests
 LONGEST = 2048  # prompt and answer together, tokens
 STEP_TOKENS = 4096
+MIXED, WARM_UP = 32, 4  # requests
+ALONE_ASKED = "one at a time"
+Told = tuple[Sequence[Ask], dict[str, Any]]
 
 
 def rows(
@@ -40,13 +51,60 @@ def rows(
     together: int = TOGETHER,
     many: int = MANY,
     longest: int = LONGEST,
+    bandwidth: float | None = None,
 ) -> Iterator[dict[str, Any]]:
-    """One row a system and way of asking."""
+    """One row a system and way of asking.
+
+    Args:
+        bandwidth: bytes read and written a second; None: measured on the GPU.
+    """
+    rate = bandwidth or copy_bandwidth(make_accelerator(kind))
     with tempfile.TemporaryDirectory() as scratch:
         folder = write_drawn(Path(scratch, "drawn"), config)
-        asks = requests(folder, many, longest)
-        yield from ours(folder, kind, asks, alone, together, longest)
-        yield from theirs(folder, "cuda" if kind == CUDA else "cpu", asks, alone, together)
+        spec, asks = load_model(folder), requests(folder, many, longest)
+        for asked, row in itertools.chain(ours(folder, kind, asks, alone, together, longest), theirs(folder, kind, asks, alone, together)):
+            yield row | (under(spec, asked, rate, row["asked"] == ALONE_ASKED) if asked else {})
+
+
+def mixed(
+    kind: str = CUDA, config: Mapping[str, Any] = LLAMA_1B, together: int = MIXED, longest: int = LONGEST, bandwidth: float | None = None
+) -> Iterator[dict[str, Any]]:
+    """A GPU with memory for half of the requests, alone and with as much on the CPU."""
+    rate = bandwidth or copy_bandwidth(make_accelerator(kind))
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = write_drawn(Path(scratch, "drawn"), config)
+        spec, asks = load_model(folder), requests(folder, together, longest)
+        half = max(room(asks) // 2, 2 * max(room([ask]) for ask in asks))
+        limits = Limits(longest, len(asks), max(STEP_TOKENS, len(asks)), 2, len(asks))
+        devices = [device("gpu", kind), device("cpu", CPU)]
+        for name, used, system, online in (
+            ("hetserve, half the KV on the GPU", devices[:1], "uniform", Online()),
+            ("hetserve by Hetis, gpu-plus-cpu", devices, "hetis", Online("exact", 0.5)),
+        ):
+            plan = make_plan(spec, used, [(spec.layers, *(one.name for one in used))], half, limits, online=online, system=system)
+            row: dict[str, Any] = {"system": name, "asked": "all at once"}
+            try:
+                (_, found), stats = serve(plan, folder, [asks[:WARM_UP], asks])
+            except HetserveError as error:
+                yield row | {"right": False, "fault": error.message}
+                continue
+            row |= told(asks, found.answers, found.took_s) | {"moves": stats["moves_total"], "steps": stats["steps_total"], "step_s": stats["step_s"]}
+            yield row | ({"remote_s": stats["remote_s"]} if len(used) > 1 else {}) | under(spec, asks, rate)
+
+
+def under(spec: ModelSpec, asks: Sequence[Ask], bandwidth: float, alone: bool = False) -> dict[str, float]:
+    """The floors; alone: each request's steps are its own."""
+    outputs = [ask.output_tokens for ask in asks]
+    read = sum(sum(len(ask.prompt) + step for step in range(1, ask.output_tokens)) for ask in asks)  # tokens whose KV is read, over all steps
+    seen = sum(len(ask.prompt) * (len(ask.prompt) + 1) / 2 for ask in asks)
+    weights, count = read_bytes(spec), sum(outputs) if alone else max(outputs)
+    flops = weights * sum(len(ask.prompt) + ask.output_tokens for ask in asks) + 4 * spec.layers * spec.q_dim * (read + seen)
+    return floors(weights * count + spec.kv_bytes_per_token("bfloat16") * read, flops, bandwidth)
+
+
+def room(asks: Sequence[Ask]) -> int:
+    """Tokens that pools must hold to have all of them at once."""
+    return sum(-(-(len(ask.prompt) + ask.output_tokens) // PAGE_TOKENS) * PAGE_TOKENS + PAGE_TOKENS for ask in asks)
 
 
 def requests(folder: Path, count: int, longest: int) -> list[Ask]:
@@ -56,34 +114,35 @@ def requests(folder: Path, count: int, longest: int) -> list[Ask]:
     return [Ask(one.prompt, one.output_tokens) for one in workload.requests()]
 
 
-def ours(folder: Path, kind: str, asks: Sequence[Ask], alone: int, together: int, longest: int) -> Iterator[dict[str, Any]]:
+def ours(folder: Path, kind: str, asks: Sequence[Ask], alone: int, together: int, longest: int) -> Iterator[Told]:
     spec = load_model(folder)
-    held = sum(-(-(len(ask.prompt) + ask.output_tokens) // 16) * 16 for ask in asks) + 16 * len(asks)
     limits = Limits(longest, len(asks), max(STEP_TOKENS, len(asks)), 2, len(asks))
-    plan = make_plan(spec, [device("gpu", kind)], [(spec.layers, "gpu")], max(held, 2 * longest), limits)
+    plan = make_plan(spec, [device("gpu", kind)], [(spec.layers, "gpu")], max(room(asks), 2 * longest), limits)
     rounds = [asks, *([ask] for ask in asks[:alone]), asks[:together], asks]  # the first, unmeasured, captures graphs
     try:
         (_, *served), _ = serve(plan, folder, rounds)
     except HetserveError as error:
-        yield {"system": "hetserve", "right": False, "fault": error.message}
+        yield (), {"system": "hetserve", "asked": "all at once", "right": False, "fault": error.message}
         return
     ones = [one.answers[0] for one in served[:alone]]
-    yield {"system": "hetserve", "asked": "one at a time"} | told(asks[:alone], ones, sum(one.at_s[-1] for one in ones))
+    yield asks[:alone], {"system": "hetserve", "asked": ALONE_ASKED} | told(asks[:alone], ones, sum(one.at_s[-1] for one in ones))
     for found in served[alone:]:
-        yield {"system": "hetserve", "asked": "all at once"} | told(asks[: len(found.answers)], found.answers, found.took_s)
+        asked = asks[: len(found.answers)]
+        yield asked, {"system": "hetserve", "asked": "all at once"} | told(asked, found.answers, found.took_s)
 
 
-def theirs(folder: Path, where: str, asks: Sequence[Ask], alone: int, together: int) -> Iterator[dict[str, Any]]:
+def theirs(folder: Path, kind: str, asks: Sequence[Ask], alone: int, together: int) -> Iterator[Told]:
     from transformers import AutoConfig, AutoModelForCausalLM  # late: seconds of imports
 
-    with torch.device(where), torch.inference_mode():
+    with torch.device("cuda" if kind == CUDA else "cpu"), torch.inference_mode():
         model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder), dtype=torch.bfloat16).eval()
         generate(model, [Ask(ask.prompt, 4) for ask in asks[:together]])  # unmeasured
         ones = [generate(model, [ask])[0] for ask in asks[:alone]]
-        yield {"system": "transformers", "asked": "one at a time"} | told(asks[:alone], ones, sum(one.at_s[-1] for one in ones))
+        yield asks[:alone], {"system": "transformers", "asked": ALONE_ASKED} | told(asks[:alone], ones, sum(one.at_s[-1] for one in ones))
         began_s = time.monotonic()
         found = generate(model, asks[:together])
-        yield {"system": "transformers", "asked": "one padded batch"} | told(asks[:together], found, time.monotonic() - began_s)
+        took_s = time.monotonic() - began_s
+        yield asks[:together], {"system": "transformers", "asked": "one padded batch"} | told(asks[:together], found, took_s)
 
 
 def generate(model: Any, asks: Sequence[Ask]) -> list[Answer]:
@@ -133,4 +192,4 @@ def told(asks: Sequence[Ask], answers: Sequence[Answer], seconds: float) -> dict
 
 
 if __name__ == "__main__":
-    sys.exit(report("serving", rows(), Path(sys.argv[1])))
+    sys.exit(report("serving", itertools.chain(rows(), mixed()), Path(sys.argv[1])))

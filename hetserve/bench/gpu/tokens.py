@@ -1,7 +1,8 @@
-"""python -m hetserve.bench.gpu.tokens FILE: the engine's greedy text in float32 against transformers', over ways to lay a model out on one GPU.
+"""python -m hetserve.bench.gpu.tokens FILE: the engine's greedy text against transformers', over ways to lay a model out on one GPU.
 
-Where a text leaves that of transformers, the row says after how many tokens, and by how much transformers preferred another one there. A gap of
-MARGIN or less is rounding: products and sums have other orders on a GPU.
+Every token is held against what transformers would say next after the same text. Where that is another one, the row says where, by how much its
+logit is higher, and what would be rounding: in float32 MARGIN, as products and sums have other orders on a GPU; in bfloat16 the bound of the near-tie
+rule.
 """
 
 from __future__ import annotations
@@ -16,7 +17,9 @@ from typing import Any
 
 import torch
 
-from hetserve.bench.gpu.engines import Ask, device, eager, make_plan, serve
+from hetserve.bench.agreement import Divergence
+from hetserve.bench.agreement import judge as near_tie
+from hetserve.bench.gpu.engines import EAGER, GRAPHS, PIECES, Ask, device, launching, make_plan, serve
 from hetserve.bench.gpu.report import report
 from hetserve.engine.model.make import make_checkpoint
 from hetserve.errors import HetserveError
@@ -36,14 +39,15 @@ class Layout:
 
     name: str
     stages: tuple[tuple[Any, ...], ...]
-    eager: bool = False
+    launched: str = GRAPHS
     online: Online = field(default_factory=Online)
 
 
 DEALT = Online("even", 0.01)  # every request over all devices, some of them moved again and again
 LAYOUTS = (
     Layout("one GPU, graphs", ((1.0, "gpu"),)),
-    Layout("one GPU, eager", ((1.0, "gpu"),), eager=True),
+    Layout("one GPU, a graph for each piece", ((1.0, "gpu"),), PIECES),
+    Layout("one GPU, eager", ((1.0, "gpu"),), EAGER),
     Layout("two workers on one GPU, half the layers each", ((0.5, "gpu"), (1.0, "gpu-2"))),
     Layout("an attention worker on the same GPU", ((1.0, "gpu", "gpu-2"),), online=DEALT),
     Layout("an attention worker on the CPU", ((1.0, "gpu", "cpu"),), online=DEALT),
@@ -53,17 +57,18 @@ LAYOUTS = (
 def rows(
     kind: str = CUDA, models: Sequence[str] = MODELS, layouts: Sequence[Layout] = LAYOUTS, lengths: Sequence[int] = LENGTHS, new: int = NEW_TOKENS
 ) -> Iterator[dict[str, Any]]:
-    """One row a model and layout. The first model has all layouts, the others the first."""
+    """One row a model and layout in float32: the first model has all layouts, the others the first; and each model in bfloat16."""
     with tempfile.TemporaryDirectory() as scratch:
         for number, name in enumerate(models):
             folder = make_checkpoint(name, Path(scratch, name))
             judge = Judge(folder)
             prompts = [[(7 * i + 3 * j) % 250 + 5 for j in range(length)] for i, length in enumerate(lengths)]
-            for layout in layouts if number == 0 else layouts[:1]:
-                yield {"model": name, "layout": layout.name, "prompts": len(prompts), **outcome(folder, layout, kind, prompts, new, judge)}
+            for dtype, layout in [*(("float32", one) for one in (layouts if number == 0 else layouts[:1])), ("bfloat16", layouts[0])]:
+                row = {"model": name, "layout": layout.name, "dtype": dtype, "prompts": len(prompts)}
+                yield row | outcome(folder, layout, kind, prompts, new, judge, dtype)
 
 
-def outcome(folder: Path, layout: Layout, kind: str, prompts: Sequence[Sequence[int]], new: int, judge: Judge) -> dict[str, Any]:
+def outcome(folder: Path, layout: Layout, kind: str, prompts: Sequence[Sequence[int]], new: int, judge: Judge, dtype: str) -> dict[str, Any]:
     """What came of one model in one layout; of an engine that failed, why."""
     spec = load_model(folder)
     devices = [device("gpu", kind), device("gpu-2", kind), device("cpu", CPU)]
@@ -71,36 +76,42 @@ def outcome(folder: Path, layout: Layout, kind: str, prompts: Sequence[Sequence[
     stages = [(max(1, round(share * spec.layers)), *names) for share, *names in layout.stages]
     longest = max(map(len, prompts)) + new
     limits = Limits(longest, len(prompts), 256, 2, 100)
-    plan = make_plan(spec, [one for one in devices if one.name in used], stages, 2 * len(prompts) * longest, limits, "float32", layout.online)
+    plan = make_plan(spec, [one for one in devices if one.name in used], stages, 2 * len(prompts) * longest, limits, dtype, layout.online)
     began_s = time.monotonic()
     try:
-        with eager(layout.eager):
+        with launching(layout.launched):
             (served,), stats = serve(plan, folder, [[Ask(prompt, new) for prompt in prompts]])
     except HetserveError as error:
         return {"right": False, "fault": error.message}
     took_s = time.monotonic() - began_s
-    found = [judge(prompt, answer.tokens) for prompt, answer in zip(prompts, served.answers, strict=True)]
-    differs = [{"prompt_tokens": len(prompt), **one} for prompt, one in zip(prompts, found, strict=True) if one]
-    right = all(one["gap"] <= MARGIN for one in differs)
-    return {"identical": len(prompts) - len(differs), "differs": differs, "moves": stats["moves_total"], "seconds": took_s, "right": right}
+    found = [judge(prompt, answer.tokens, dtype) for prompt, answer in zip(prompts, served.answers, strict=True)]
+    differs = [{"prompt_tokens": len(prompt), **one} for prompt, some in zip(prompts, found, strict=True) for one in some]
+    right = all(one["gap"] <= one["bound"] for one in differs)
+    return {"identical": sum(not some for some in found), "differs": differs, "moves": stats["moves_total"], "seconds": took_s, "right": right}
 
 
 class Judge:
-    """transformers on the CPU in float32."""
+    """transformers on the CPU, in float32 and in bfloat16."""
 
     def __init__(self, folder: Path) -> None:
         from transformers import AutoModelForCausalLM  # late: seconds of imports
 
-        self._model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+        self._models = {name: AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, name)) for name in ("float32", "bfloat16")}
 
-    def __call__(self, prompt: Sequence[int], tokens: Sequence[int]) -> dict[str, Any] | None:
-        """None for its own greedy text; else after how many tokens another one came, and how much lower that one's logit is."""
+    def __call__(self, prompt: Sequence[int], tokens: Sequence[int], dtype: str = "float32") -> list[dict[str, Any]]:
+        """Where it would have said something else: after how many tokens, how much higher that one's logit is in float32, and what is rounding."""
+        exact, own = self._logits(prompt, tokens, "float32"), self._logits(prompt, tokens, dtype)
+        found = []
+        for after, (ours, theirs) in enumerate(zip(tokens, own.argmax(-1).tolist(), strict=True)):
+            if ours != theirs:
+                verdict = near_tie(Divergence((*prompt, *tokens[:after]), ours, theirs), exact[after].numpy(), own[after].numpy())
+                found.append({"after": after, "gap": verdict.gap, "bound": MARGIN if dtype == "float32" else verdict.bound})
+        return found
+
+    def _logits(self, prompt: Sequence[int], tokens: Sequence[int], dtype: str) -> torch.Tensor:
+        """float32 [tokens, vocab]: what each of the tokens was chosen from."""
         with torch.inference_mode():
-            logits = self._model(torch.tensor([[*prompt, *tokens]])).logits[0, len(prompt) - 1 : -1]
-        for at, (token, row) in enumerate(zip(tokens, logits, strict=True)):
-            if token != int(row.argmax()):
-                return {"after": at, "gap": float(row.max() - row[token])}
-        return None
+            return self._models[dtype](torch.tensor([[*prompt, *tokens]])).logits[0, len(prompt) - 1 : -1].float()
 
 
 if __name__ == "__main__":
