@@ -43,17 +43,20 @@ one, other = device("a", "cpu"), device("b", "cpu")
 options = Options(dtype="float32", max_model_len=96, kv_memory_bytes=8 << 20, max_seqs=8)
 planned = system("uniform").planner(Cluster("one", one.cores, (one,)), spec, None, options)
 dealt = make_plan(spec, [one, other], [(spec.layers, "a", "b")], 2000, Limits(96, 8, 64, 2, 8), "float32", Online("even", 0.01))
+moved = False
 asks = [Ask([(7 * i + 3 * j) % 250 + 5 for j in range(20 + i)], 12) for i in range(4)]
-for plan in (planned, dealt):
+hetis = make_plan(spec, [one, other], [(spec.layers, "a", "b")], 2000, Limits(96, 8, 64, 2, 8), "float32", Online("dealt", 0.5), "hetis")
+for plan in (planned, dealt, hetis):
     (served,), stats = serve(plan, folder, [asks])
     print([answer.tokens for answer in served.answers])
-print(stats["moves_total"] > 0)
+    moved = moved or stats["moves_total"] > 0
+print(moved)
 """
 
 IMPORTS = """
 import hetserve.bench.gpu.__main__, hetserve.bench.gpu.kernels, hetserve.bench.gpu.registers, hetserve.bench.gpu.wheels
-import hetserve.bench.gpu.tokens, hetserve.bench.gpu.steps, hetserve.bench.gpu.serving, hetserve.bench.gpu.profiled
-import hetserve.profile.child, hetserve.profile.attention, hetserve.profile.dense
+import hetserve.bench.gpu.tokens, hetserve.bench.gpu.steps, hetserve.bench.gpu.serving, hetserve.bench.gpu.profiled, hetserve.bench.gpu.table
+import hetserve.profile.child, hetserve.profile.attention, hetserve.profile.dense, hetserve.profile.link, hetserve.profile.contention
 hetserve.bench.gpu.__main__.machine.describe()
 """
 
@@ -71,13 +74,19 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_the_engine_serves_there_as_everywhere(folder: Path) -> None:
     """One device by a planner's plan, and two with head groups that move; the same tokens, and those of a machine that has everything."""
-    alone, dealt, moved = python(LACKING + SERVES, str(folder))
-    assert alone == dealt and moved == "True"
-    assert python(SERVES, str(folder)) == [alone, dealt, moved]
+    alone, dealt, hetis, moved = python(LACKING + SERVES, str(folder))
+    assert alone == dealt == hetis and moved == "True"
+    assert python(SERVES, str(folder)) == [alone, dealt, hetis, moved]
 
 
 def test_what_gpu_check_runs_is_imported_there() -> None:
     python(LACKING + IMPORTS)
+
+
+def test_flashinfer_can_compile_before_hetserve_is_built() -> None:
+    python(
+        LACKING.replace('"msgspec"', '"msgspec", "hetserve._C"').replace('name.partition(".")[0] in', "name in") + "import hetserve.bench.gpu.rivals"
+    )
 
 
 def test_the_machine_of_these_tests_does_lack_it() -> None:

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import os
+import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from hetserve.bench.gpu import __main__ as check
 from hetserve.bench.gpu import registers
+from hetserve.bench.gpu.report import PARTLY, report
 
 LOG = """
 ptxas info    : Compiling entry function '_ZN8hetserve4cuda11rope_kernelIfEEvNS_10RopeParamsE' for 'sm_90'
@@ -57,7 +61,8 @@ def test_a_stage_that_fails_or_takes_too_long_costs_no_other(tmp_path: Path, mon
     hangs = "import subprocess, sys, time; subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(60)', sys.argv[1]]); time.sleep(60)"
     stages = (python("fails", "raise SystemExit(3)"), python("hangs", hangs, 2.0), python("works", write))
     monkeypatch.setattr(check, "STAGES", stages)
-    monkeypatch.setattr(check, "FLASHINFER", python("flashinfer", "raise SystemExit(5)"))
+    monkeypatch.setattr(check, "RIVALS", (python("quick", "raise SystemExit(5)"), python("slow", hangs)))
+    monkeypatch.setattr(check.machine, "package_version", lambda name: "1")
     monkeypatch.setattr(check, "build", lambda: "")
     monkeypatch.setattr(check.machine, "gpus", lambda: [{"name": "a GPU"}])
     monkeypatch.setattr(check.wheels, "FOLDER", tmp_path / "none")
@@ -65,7 +70,8 @@ def test_a_stage_that_fails_or_takes_too_long_costs_no_other(tmp_path: Path, mon
     assert check.main() == 1
     summary = json.loads((tmp_path / "summary.json").read_text())
     found = summary["stages"]
-    assert summary["flashinfer"] == 5, "it costs nothing that it failed"
+    assert summary["flashinfer"] == {"quick": 5, "slow": "killed after 0 s"}, "it costs nothing that it failed, and nobody waits for it"
+    assert "MISSED: exit killed after 2 s" in (tmp_path / "table.md").read_text()
     assert {name: one["ok"] for name, one in found.items()} == {"build": True, "fails": False, "hangs": False, "works": True}
     assert (found["fails"]["exit"], found["hangs"]["exit"]) == (3, "killed after 2 s") and (tmp_path / "works.json").exists()
     left = [path for path in Path("/proc").glob("[0-9]*/cmdline") if str(tmp_path / "hangs.json").encode() in read(path)]
@@ -86,7 +92,7 @@ def test_no_stage_runs_past_the_end_of_all(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setattr(check, "LEAST_S", 1.0)
     sleeps = [check.Stage(name, ("-c", "import time; time.sleep(60)"), 50.0) for name in ("long", "late")]
     monkeypatch.setattr(check, "STAGES", sleeps)
-    monkeypatch.setattr(check, "FLASHINFER", check.Stage("flashinfer", ("-c", "import time; time.sleep(60)"), 0.5, ending=""))
+    monkeypatch.setattr(check, "RIVALS", ())
     monkeypatch.setattr(check, "build", lambda: "")
     monkeypatch.setattr(check.machine, "gpus", lambda: [{"name": "a GPU"}])
     monkeypatch.setattr(check.wheels, "FOLDER", tmp_path / "none")
@@ -95,15 +101,52 @@ def test_no_stage_runs_past_the_end_of_all(tmp_path: Path, monkeypatch: pytest.M
     assert check.main() == 1 and time.monotonic() - began_s < 6
     summary = json.loads((tmp_path / "summary.json").read_text())
     found = summary["stages"]
-    assert (
-        summary["flashinfer"].startswith("killed")
-        and found["long"]["exit"].startswith("killed after ")
-        and found["late"]["exit"].startswith("not begun")
-    )
+    assert found["long"]["exit"].startswith("killed after ") and found["late"]["exit"].startswith("not begun")
 
 
-def test_files_are_eight_at_most() -> None:
-    assert 1 + sum(bool(stage.ending) for stage in check.STAGES) <= 8
+def test_files_are_eight_at_most_and_none_is_of_an_earlier_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Beside the stages' own the summary and the table."""
+    assert 2 + sum(bool(stage.ending) for stage in check.STAGES) <= 8
+    for stage in check.STAGES[1:]:
+        (tmp_path / f"{stage.name}{stage.ending}").write_text("{}")
+    (tmp_path / f".decode.json{PARTLY}").write_text("{")
+    monkeypatch.setattr(check, "build", lambda: "it does not compile")
+    monkeypatch.setattr(check, "RIVALS", ())
+    monkeypatch.setattr(check.wheels, "FOLDER", tmp_path / "none")
+    assert check.check(tmp_path) == 1
+    assert {path.name for path in tmp_path.iterdir()} == {"summary.json", "table.md"}
+
+
+def test_nobody_waits_for_flashinfer_and_its_compiling_gives_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It begins beside the build, and is over before anything is timed."""
+    seen: list[str] = []
+    monkeypatch.setattr(check, "begin", lambda stage, *_: seen.append(f"{stage.name} begins"))
+    monkeypatch.setattr(check, "end", lambda process, limit_s: seen.append(f"ends within {limit_s:g} s"))
+    monkeypatch.setattr(check, "run", lambda stage, *_: seen.append(stage.name) or {"ok": True, "seconds": 0.0, "exit": 0})
+    monkeypatch.setattr(check, "build", lambda: "")
+    monkeypatch.setattr(check.wheels, "unpacked", lambda *_: (tmp_path, ""))
+    assert check.check(tmp_path) == 0
+    begins = [f"{stage.name} begins" for stage in check.RIVALS]
+    assert seen == [*begins, "ops", "ends within 0 s", "ends within 0 s", *(stage.name for stage in check.STAGES[1:])]
+    before = os.getpriority(os.PRIO_PROCESS, 0)
+    code = "import os; from hetserve.bench.gpu import rivals; rivals.decode = None; rivals.main(); print(os.getpriority(os.PRIO_PROCESS, 0))"
+    said = subprocess.run([sys.executable, "-c", code, "cores"], cwd=check.ROOT, text=True, capture_output=True)
+    assert int(said.stdout.split()[-1]) == 19 > before, said.stderr
+
+
+def test_a_kill_while_a_result_is_written_leaves_what_was_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def rows() -> Iterator[dict[str, int]]:
+        yield {"first": 1}
+        monkeypatch.setattr(Path, "write_text", lambda path, text: path.write_bytes(text.encode()[:10]) and killed())
+        yield {"second": 2}
+
+    def killed() -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        report("decode", rows(), tmp_path / "decode.json")
+    monkeypatch.undo()
+    assert json.loads((tmp_path / "decode.json").read_text())["rows"] == [{"first": 1}]
 
 
 def test_every_stage_is_there() -> None:

@@ -111,9 +111,9 @@ def test_pages_that_arrive_elsewhere_are_not_timed(at: Accelerator, monkeypatch:
 
 
 def test_transfers(at: Accelerator) -> None:
-    rows = list(moves.transfers(at, (64, 4096), COPY))
+    rows = list(moves.transfers(at, (4096, 1 << 20), COPY))
     assert [(row["what"], row["bytes"]) for row in rows] == [
-        (f"transfer {way}", size) for size in (64, 4096) for way in (moves.TO_HOST, moves.FROM_HOST)
+        (f"{name} {way}, waited for", size) for name, size in (("4 KiB", 4096), ("1 MiB", 1 << 20)) for way in (moves.TO_HOST, moves.FROM_HOST)
     ]
     assert all(row["seconds"] > 0 and row["gbs"] == pytest.approx(row["bytes"] / row["seconds"] * 1e-9) for row in rows)
 

@@ -13,6 +13,7 @@ import math
 import statistics
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -240,6 +241,9 @@ def launching(how: str) -> Iterator[None]:
     def launch(gpu: CudaGpu, run: Run) -> Run:
         return run
 
-    patches = {PIECES: patch.object(DispatchedAttention, "dispatched", True), EAGER: patch.object(CudaGpu, "capture", launch)}
+    patches: dict[str, AbstractContextManager[object]] = {
+        PIECES: patch.object(DispatchedAttention, "dispatched", True),
+        EAGER: patch.object(CudaGpu, "capture", launch),
+    }
     with patches.get(how, contextlib.nullcontext()):
         yield

@@ -143,7 +143,11 @@ def transfers(at: Accelerator, sizes: tuple[int, ...] = TRANSFERS, copy_bytes: i
         here, host = torch.zeros(size, dtype=torch.uint8, device=at.device), at.host(size, dtype=torch.uint8)
         for name, target, source in ((TO_HOST, host, here), (FROM_HOST, here, host)):
             seconds = median(waited(at, target, source) for _ in range(PINGS))
-            yield {"what": f"transfer {name}", "seconds": seconds, "gbs": size / seconds * 1e-9, **floors(size, 0, bandwidth)}
+            yield {"what": f"{_size(size)} {name}, waited for", "seconds": seconds, "gbs": size / seconds * 1e-9, **floors(size, 0, bandwidth)}
+
+
+def _size(size: int) -> str:
+    return f"{size >> 20} MiB" if size >= 1 << 20 else f"{size >> 10} KiB"
 
 
 def waited(at: Accelerator, target: torch.Tensor, source: torch.Tensor) -> float:

@@ -1,4 +1,4 @@
-"""python -m hetserve.bench.gpu.table FOLDER: what gpu-check found, as two tables in plain Markdown: the targets, then every figure beside its floors."""
+"""python -m hetserve.bench.gpu.table FOLDER: what gpu-check found, in plain Markdown: every figure beside its floors, then the targets."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from typing import Any
 
 Row = dict[str, Any]
 SHARE, TIMES_WHOLE, TIMES_FLASHINFER, TIMES_FLOOR, PROFILE_S = 0.85, 1.05, 1.0, 1.25, 60.0  # the targets
+STEMS = ("decode", "engine", "step", "prefill", "serving")  # of results with rows
 JUDGED_BATCH = 64  # of a decode step
 TARGETS = ("target", "found", "wanted", "verdict")
 FIGURES = ("what", "time", "rate", "floor: bytes", "floor: operations", "beside")
@@ -18,9 +19,11 @@ FIGURES = ("what", "time", "rate", "floor: bytes", "floor: operations", "beside"
 
 @dataclass(frozen=True)
 class Target:
-    """Attributes:
-    values: the figures that are held against it, by what they are of; the worst one is told.
-    most: whether they may be `bound` at most, or have to be as much at least.
+    """What figures are held against.
+
+    Attributes:
+        values: the figures, by what they are of; the worst one is told.
+        most: whether they may be `bound` at most, or have to be as much at least.
     """
 
     what: str
@@ -39,11 +42,12 @@ class Target:
 
 
 def table(folder: Path, summary: Row) -> str:
-    """Both tables, of the stages that have written anything."""
-    read = {path.stem: json.loads(path.read_text())["rows"] for path in sorted(folder.glob("*.json")) if path.stem != "summary"}
+    """Both tables, of the stages that have written anything; the targets last, where a terminal ends."""
+    paths = {stem: folder / f"{stem}.json" for stem in STEMS}
+    read = {stem: json.loads(path.read_text()).get("rows", []) for stem, path in paths.items() if path.exists()}
     verdicts = [*stages(summary), *(target.cells() for target in targets(read, summary))]
-    figures = [cells(stem, row) for stem in ("decode", "engine", "step", "prefill", "serving") for row in read.get(stem, ())]
-    return "\n".join([*_markdown(TARGETS, verdicts), "", *_markdown(FIGURES, figures)])
+    figures = [cells(stem, row) for stem, rows in read.items() for row in rows]
+    return "\n".join([*_markdown(FIGURES, figures), "", *_markdown(TARGETS, verdicts)])
 
 
 def stages(summary: Row) -> Iterator[tuple[str, ...]]:
@@ -61,9 +65,7 @@ def targets(read: dict[str, list[Row]], summary: Row) -> Iterator[Target]:
     def of(rows: Sequence[Row], key: str, chosen: Callable[[Row], bool] = lambda row: True) -> dict[str, float]:
         return {named(row): row[key] for row in rows if key in row and chosen(row)}
 
-    yield Target(
-        "engine tokens, share of rows that are right", {"all": sum(row["right"] for row in engine) / len(engine)} if engine else {}, 1.0, False
-    )
+    yield Target("engine tokens, 1 where they are right", {named(row): float(row["right"]) for row in engine}, 1.0, False)
     yield Target("decode attention over 256 MB, share of copy", of(judged, "share_of_copy"), SHARE, False)
     yield Target("the same, times FlashInfer's time", of(judged, "times_flashinfer"), TIMES_FLASHINFER, True)
     yield Target("scattered heads, times the whole layout's time", of(judged, "times_the_whole"), TIMES_WHOLE, True)
