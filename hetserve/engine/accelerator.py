@@ -114,6 +114,9 @@ class CudaGpu:
     layout = "plain"
     is_gpu = True
     _capturing = threading.Lock()  # torch captures one graph of a process at a time
+    _kept: torch.cuda.CUDAGraph | None = (
+        None  # the first: memory for graphs ends with the last that has it, and torch then captures none for it any more
+    )
 
     def __init__(self, index: int) -> None:
         if not _C.info()["cuda"]:
@@ -153,6 +156,7 @@ class CudaGpu:
                     graph.capture_end()
                 raise
             graph.capture_end()
+        self._kept = self._kept or graph
         return graph.replay
 
     def elapsed_s(self, run: Run) -> float:
