@@ -7,6 +7,7 @@ machine it was loaded on.
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -37,7 +38,7 @@ class Host:
     cores: tuple[int, ...]  # the cores this process may use, ascending
     memory_bytes: int
     isa: str  # the best of ISAS its cores have; empty: not even the first
-    gpus: tuple[int, ...] = ()  # bytes of each NVIDIA GPU, by index
+    gpus: Sequence[int] = ()  # bytes of each NVIDIA GPU, by index
 
 
 @dataclass(frozen=True)

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import subprocess
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 from hetserve.spec.cluster import Host, isa_levels
 
@@ -19,8 +21,21 @@ def this_host() -> Host:
     if cgroup.is_file() and cgroup.read_text().strip().isdigit():
         limits_bytes.append(int(cgroup.read_text()))
     levels = isa_levels(Path("/proc/cpuinfo").read_text())
-    gpus = tuple(memory_bytes for _, memory_bytes, _, _ in nvidia_gpus())
-    return Host(tuple(sorted(os.sched_getaffinity(0))), min(limits_bytes), levels[-1] if levels else "", gpus)
+    return Host(tuple(sorted(os.sched_getaffinity(0))), min(limits_bytes), levels[-1] if levels else "", _Gpus())
+
+
+class _Gpus(Sequence[int]):
+    """Bytes of each GPU. nvidia-smi, which may take a second, is asked when somebody looks: most clusters name no GPU of this machine."""
+
+    def __getitem__(self, index: Any) -> Any:
+        return self._found[index]
+
+    def __len__(self) -> int:
+        return len(self._found)
+
+    @property
+    def _found(self) -> tuple[int, ...]:
+        return tuple(memory_bytes for _, memory_bytes, _, _ in nvidia_gpus())
 
 
 @cache

@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 
 from hetserve.errors import HetserveError, ResourceError, SpecError, UnsupportedError
+from hetserve.spec import host as host_module
 from hetserve.spec.cluster import Cluster, Host, Link, Stretch, parse_bytes, require_cores, scaled
 from hetserve.spec.load import cluster_names, load_cluster, this_host
 
@@ -72,6 +73,22 @@ def test_a_gpu_and_the_cpu_beside_it() -> None:
 def test_a_gpu_that_is_not_there(name) -> None:
     with pytest.raises(ResourceError, match="'gpu' is GPU 0, but this machine has 0 NVIDIA GPUs"):
         load_cluster(name, Host((0, 1), 2**36, "amx"))
+
+
+def test_only_a_cluster_with_a_gpu_of_this_machine_asks_what_gpus_there_are(monkeypatch, tmp_path) -> None:
+    asked: list[str] = []
+
+    def gpus() -> tuple[tuple[str, int, str, str], ...]:
+        asked.append("nvidia-smi")
+        return (("NVIDIA H200", 2**37, "9.0", "570.1"),)
+
+    monkeypatch.setattr(host_module, "nvidia_gpus", gpus)
+    require_cores(load_cluster("cpu"), this_host())
+    load_cluster("h100x8")
+    assert not asked
+    (gpu,) = load_cluster("gpu").devices
+    assert gpu.memory_bytes == int(0.8 * 2**37) and asked
+    assert list(this_host().gpus) == [2**37] and this_host().gpus
 
 
 GPU = """
