@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from hetserve.bench.gpu import __main__ as check
 from hetserve.engine.model.make import make_checkpoint
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -81,6 +82,19 @@ def test_the_engine_serves_there_as_everywhere(folder: Path) -> None:
 
 def test_what_gpu_check_runs_is_imported_there() -> None:
     python(LACKING + IMPORTS)
+
+
+def test_the_op_tests_are_found_there() -> None:
+    """Without hypothesis and pytest-timeout too; one that draws its examples is skipped, and others of its file run."""
+    lacking = LACKING.replace('"msgspec"', '"msgspec", "hypothesis"') + "\nimport os; os.environ['PYTEST_DISABLE_PLUGIN_AUTOLOAD'] = '1'"
+    targets = [argument for argument in check.STAGES[0].command if argument.startswith("tests/")]
+    found = python(
+        f"{lacking}\nimport pytest; pytest.main({['-q', '--collect-only', '-p', 'no:cacheprovider', '-k', 'cuda and not emulated', *targets]})"
+    )
+    assert "tests collected" in found[-1] and "error" not in found[-1] and int(found[-1].split("/")[0]) > 300, found[-20:]
+    one = ["-q", "-p", "no:cacheprovider", "-k", "any_step or no_items", "tests/ops/test_attention.py"]
+    said = python(f"{lacking}\nimport pytest; pytest.main({one})")
+    assert "passed" in said[-1] and "failed" not in said[-1] and "hypothesis" not in said[-1]
 
 
 def test_flashinfer_can_compile_before_hetserve_is_built() -> None:
