@@ -9,7 +9,7 @@
 #   make gpu-wheels     what a machine with a GPU and no network may lack, as wheels in .wheels (40 MiB at most), for gpu-check to install there
 #   make gpu-check      with a GPU: build, op tests, kernels, the engine's tokens, steps and serving, a profile, into RESULT_DIR; under nine minutes;
 #                       takes the system's Python, no virtual environment, no network
-#   make gpu-sanitize   with a GPU, after gpu-check: the op tests under compute-sanitizer (TOOL=racecheck, synccheck, initcheck)
+#   make gpu-sanitize   with a GPU, after gpu-check: the op tests under compute-sanitizer (TOOL=racecheck, synccheck, initcheck); under nine minutes
 #
 # Overrides: PYTHON=python3.12   VENV=/path/to/venv   ARGS="more arguments"
 #            VENV_FLAGS=--system-site-packages (use the torch this machine already has)   TORCH="what pip shall install instead"
@@ -54,10 +54,12 @@ kernel-bench: $(VENV)/.installed
 
 CUDA_ARCHITECTURES ?= 75;80;86;89;90;100;120
 TOOL               ?= memcheck
+SANITIZE_S         ?= 520
 RESULT_DIR         ?= results/gpu/$(shell date +%Y%m%d)
 
+# Always from nothing, so that what is read from the log is of every kernel; by ninja, which keeps the lines of each compilation together.
 cuda-all: $(VENV)/.installed
-	cmake -S . -B build/cuda-all -DCMAKE_BUILD_TYPE=Release -DHETSERVE_CUDA=on "-DHETSERVE_CUDA_ARCHITECTURES=$(CUDA_ARCHITECTURES)" \
+	cmake --fresh -G Ninja -S . -B build/cuda-all -DCMAKE_BUILD_TYPE=Release -DHETSERVE_CUDA=on "-DHETSERVE_CUDA_ARCHITECTURES=$(CUDA_ARCHITECTURES)" \
 	    -DHETSERVE_CUDA_STRICT=ON -DHETSERVE_CUDA_FLAGS=-Xptxas=-v -DPython_EXECUTABLE=$(abspath $(PY)) -DPYBIND11_FINDPYTHON=ON \
 	    "-Dpybind11_DIR=$$($(PY) -m pybind11 --cmakedir)" >/dev/null
 	cmake --build build/cuda-all --clean-first --target cuda_kernels cuda_tensor_kernels --parallel >build/cuda-all/log.txt 2>&1 || \
@@ -70,8 +72,16 @@ gpu-wheels:
 gpu-check:
 	PYTHONPATH=.$${PYTHONPATH:+:$$PYTHONPATH} $(if $(wildcard $(PY)),$(PY),python3) -m hetserve.bench.gpu $(RESULT_DIR)
 
+# Only our kernels are checked, torch's would take most of the time. What is asked of the driver on purpose and refused (is this memory reached?) is
+# no error. Every tensor is an allocation of its own, so that no access beyond it goes unseen.
+SANITIZER = $$(command -v compute-sanitizer || echo /usr/local/cuda/bin/compute-sanitizer) --tool $(TOOL) --kernel-name kns=hetserve \
+    --target-processes all --launch-timeout 0 --error-exitcode 1 $(if $(filter memcheck,$(TOOL)),--report-api-errors no)
+SANITIZED = tests/ops tests/engine/test_staged.py tests/engine/test_mover_devices.py
+
 gpu-sanitize:
-	PYTHONPATH=.$${PYTHONPATH:+:$$PYTHONPATH} PYTORCH_NO_CUDA_MEMORY_CACHING=1 HETSERVE_TEST_GPU=required compute-sanitizer --tool $(TOOL) --error-exitcode 1 $(if $(wildcard $(PY)),$(PY),python3) -m pytest -q -k "cuda and not emulated" tests/ops tests/engine/test_staged.py tests/engine/test_mover_devices.py
+	PYTHONPATH=.:build/wheels$${PYTHONPATH:+:$$PYTHONPATH} PYTORCH_NO_CUDA_MEMORY_CACHING=1 HETSERVE_TEST_GPU=required \
+	    timeout --signal=INT --kill-after=10 $(SANITIZE_S) $(SANITIZER) $(if $(wildcard $(PY)),$(PY),python3) -m pytest -v -p no:cacheprovider \
+	    --maxfail=20 -k "cuda and not emulated" $(SANITIZED)
 
 $(VENV)/bin/python:
 	@test -n "$(PYTHON)" || { echo "error: Python 3.11 or newer was not found"; echo "hint: make PYTHON=/path/to/python3.11"; exit 1; }

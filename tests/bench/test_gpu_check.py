@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -147,6 +148,35 @@ def test_a_kill_while_a_result_is_written_leaves_what_was_there(tmp_path: Path, 
         report("decode", rows(), tmp_path / "decode.json")
     monkeypatch.undo()
     assert json.loads((tmp_path / "decode.json").read_text())["rows"] == [{"first": 1}]
+
+
+def make(target: str, *arguments: str) -> str:
+    """What make would run."""
+    command = ["make", "--dry-run", "--no-print-directory", target, *arguments]
+    return subprocess.run(command, cwd=check.ROOT, check=True, text=True, capture_output=True).stdout
+
+
+def test_cuda_all_compiles_every_kernel_each_time_and_the_host_side_when_it_changed(tmp_path: Path) -> None:
+    for name in ("bin/python", ".torch", ".tools", ".installed"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    nothing_new = make("cuda-all", f"VENV={tmp_path}")
+    assert "cmake --fresh" in nothing_new and "--clean-first --target cuda_kernels cuda_tensor_kernels" in nothing_new
+    assert "pip install" not in nothing_new.replace("pip  install", "pip install") and "installing" not in nothing_new
+    for changed in ("csrc/cuda/plan.cpp", "csrc/cuda/ops.h", "csrc/cuda/native/device.cuh", "CMakeLists.txt"):
+        assert (check.ROOT / changed).exists()
+        again = make("cuda-all", f"VENV={tmp_path}", "-W", changed)
+        assert "installing hetserve" in again and "cmake --fresh" in again
+
+
+def test_the_sanitizer_is_asked_what_its_documentation_knows() -> None:
+    """Its options as of CUDA 13, only memcheck's own with memcheck, our kernels alone, and a limit."""
+    for tool in ("memcheck", "racecheck"):
+        said = make("gpu-sanitize", f"TOOL={tool}", "SANITIZE_S=77")
+        options = re.findall(r"--(?:tool|kernel-name|target-processes|launch-timeout|error-exitcode|report-api-errors) \S+", said)
+        wanted = [f"--tool {tool}", "--kernel-name kns=hetserve", "--target-processes all", "--launch-timeout 0", "--error-exitcode 1"]
+        assert options == [*wanted, *(["--report-api-errors no"] if tool == "memcheck" else [])]
+        assert "timeout --signal=INT --kill-after=10 77" in said and '-k "cuda and not emulated" tests/ops' in said
 
 
 def test_every_stage_is_there() -> None:

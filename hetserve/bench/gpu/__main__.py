@@ -128,7 +128,7 @@ def build() -> str:
 
     configure = ["cmake", "-S", str(ROOT), "-B", str(BUILD), "-G", "Ninja", "-DCMAKE_BUILD_TYPE=Release", "-DHETSERVE_CUDA=on"]
     configure += [f"-DPython_EXECUTABLE={sys.executable}", "-DPYBIND11_FINDPYTHON=ON", f"-Dpybind11_DIR={pybind11.get_cmake_dir()}"]
-    configure += [f"-DCMAKE_LIBRARY_OUTPUT_DIRECTORY={ROOT / 'hetserve'}"]
+    configure += [f"-DCMAKE_LIBRARY_OUTPUT_DIRECTORY={ROOT / 'hetserve'}", "-DHETSERVE_CUDA_FLAGS=-lineinfo"]  # for compute-sanitizer's reports
     if found := machine.nvcc():
         configure += [f"-DCMAKE_CUDA_COMPILER={found['path']}"]
     end_s = time.monotonic() + BUILD_S
