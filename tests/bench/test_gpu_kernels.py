@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -186,6 +188,24 @@ def test_flashinfers_wrapper_is_asked_what_it_wants(monkeypatch: pytest.MonkeyPa
     q = torch.zeros(3, 8, 128)
     assert rivals.decode(q, rivals.paged(q, 32, 2, 16), True)() is q
     assert said == {"layout": "NHD", "tensor_cores": True, "ends": [0, 2, 4, 6], "ids": list(range(6)), "last": [16] * 3, "heads": (8, 2, 128, 16)}
+
+
+def test_what_a_graph_reads_stays() -> None:
+    class Gpu:
+        def capture(self, run: timing.Run) -> timing.Run:
+            return lambda: None  # a graph refers to memory, not to tensors
+
+        def synchronize(self) -> None:
+            return
+
+    kv = torch.zeros(4)
+    seen = weakref.ref(kv)
+    quick = timing.graphed(Gpu(), lambda kv=kv: kv.sum())  # type: ignore[arg-type,misc]
+    del kv
+    gc.collect()
+    assert quick() is None and seen() is not None
+    del quick
+    assert seen() is None
 
 
 def test_a_slow_contestant_is_called_less_often(at: Accelerator, monkeypatch: pytest.MonkeyPatch) -> None:
