@@ -21,8 +21,8 @@ from hetserve.engine.model.drawn import write_drawn
 from hetserve.engine.model.make import make_checkpoint
 from hetserve.engine.model.recipes import RECIPES
 from hetserve.errors import BenchError, WorkerError
-from hetserve.profile.tasks import QUICK
-from hetserve.spec.cluster import CPU, EMULATED
+from hetserve.profile.tasks import QUICK, Effort
+from hetserve.spec.cluster import CPU, EMULATED, Cluster
 from hetserve.spec.load import load_model, load_profile
 from hetserve.spec.model import ModelSpec
 from hetserve.spec.plan import Limits
@@ -200,27 +200,33 @@ def test_the_floors_of_a_serving_run() -> None:
     assert serving.under(spec, [Ask([1] * 10, 3), Ask([1] * 20, 5)], 1e9, alone=True)["bytes"] - under["bytes"] == 3 * weights
 
 
-def test_profile(tmp_path: Path, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """The GPU, and the link between it and the CPU both ways; the GPU alone where the link cannot be measured."""
+LINE = AttentionLine(1e-9, 2e-9, 3e-6, 0.1)
+MEASURED = Profile("tiny", "", "bfloat16", "", 0.0, "", "", (DeviceProfile("gpu", EMULATED, "", 1, 1e9, LINE, 1e-9, ()),), ())
+
+
+def test_profile(tmp_path: Path, folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """What was measured of the GPU alone, and the link between it and the CPU both ways. (The whole way: tests/cli/test_gpu_clusters.py.)"""
+    asked: list[tuple[Cluster, str, Effort]] = []
+    monkeypatch.setattr(profiled, "measure", lambda cluster, model, dtype, effort, tick: asked.append((cluster, dtype, effort)) or MEASURED)
     path = tmp_path / "profile.toml"
     assert profiled.profile(path, load_model(folder), EMULATED, QUICK) == 0
+    ((cluster, dtype, effort),) = asked
+    assert [(one.name, one.kind) for one in cluster.devices] == [("gpu", EMULATED)] and (cluster.name, dtype, effort) == ("gpu", "bfloat16", QUICK)
     found = load_profile(path)
-    (device,) = found.devices
-    assert (device.name, device.kind) == ("gpu", EMULATED) and device.attention.b_s > 0
+    assert found.devices == MEASURED.devices
     assert {(link.source, link.target) for link in found.links} == {("gpu", "cpu"), ("cpu", "gpu")}
     assert all(link.bytes_per_s > 0 and link.beta_s > 0 for link in found.links)
-    assert "GB/s" in capsys.readouterr().out
+    assert "reads 1 GB/s" in capsys.readouterr().out
 
 
 def test_a_link_that_cannot_be_measured_leaves_the_profile_of_the_gpu(tmp_path: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def failing(*_: object) -> None:
         raise WorkerError("nobody came")
 
-    known = Profile("tiny", "", "bfloat16", "", 0.0, "", "", (DeviceProfile("gpu", CPU, "", 1, 1e9, AttentionLine(0, 0, 0, 0), 1e-9, ()),), ())
-    monkeypatch.setattr(profiled, "measure", lambda *_: known)
+    monkeypatch.setattr(profiled, "measure", lambda *_: MEASURED)
     monkeypatch.setattr(profiled, "measure_links", failing)
     assert profiled.profile(tmp_path / "profile.toml", load_model(folder), CPU) == WorkerError.exit_code
-    assert [one.name for one in load_profile(tmp_path / "profile.toml").devices] == ["gpu"]
+    assert load_profile(tmp_path / "profile.toml") == MEASURED
 
 
 def test_transformers_get_padded_batches_right(folder: Path) -> None:
