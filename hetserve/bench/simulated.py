@@ -76,12 +76,15 @@ class Simulation:
         return told / due
 
     def busy_s(self) -> dict[str, float]:
-        """By device: seconds in which a stage whose primary it is worked on a step."""
+        """By device, over all stages it serves: seconds in which a stage of its own weights worked on a step, each rank's alike and waiting for
+        attention workers included, and seconds of decode attention for stages of others."""
         found: dict[str, float] = {}
         for group in self.executor.groups:
+            attended_s = iter(group.attended_s)
             for stage, busy_s in zip(group.stages, group.busy_s, strict=True):
-                for device in stage.primaries:
-                    found[device] = found.get(device, 0.0) + busy_s
+                for device in stage.devices:
+                    own_s = next(attended_s)
+                    found[device] = found.get(device, 0.0) + (busy_s if device in stage.primaries else own_s)
         return found
 
 

@@ -87,6 +87,7 @@ class SimGroup:
         self.computed = np.zeros(slots, np.int64)  # tokens whose KV is there
         self.left = np.zeros(slots, np.int64)  # tokens the answer still has to come
         self.busy_s = [0.0] * len(stages)  # of each stage
+        self.attended_s = [0.0] * int(firsts[-1])  # of each pool: decode attention, as long as it takes while nothing slows it
         self.waiting: list[deque[Pass]] = [deque() for _ in stages]  # for each stage, the one it works on first
         self.era = 0  # how often it has lost everything
 
@@ -173,11 +174,13 @@ class SimGroup:
         stage, pools = self._stages[number], self._pools[number]
         held, cached = self._held[pools].tolist(), self._cached[pools].tolist()
         together, slowest_s = sum(count > 0 for count in held) > 1, 0.0
-        for device, cost, count, tokens in zip(stage.devices, stage.heads, held, cached, strict=True):
+        for pool, (device, cost, count, tokens) in enumerate(zip(stage.devices, stage.heads, held, cached, strict=True), pools.start):
             if count:
                 slower = self._slower.get(device, 1.0)
                 own_s = slower * (cost.head_s * count + cost.token_s * tokens) if slower != LOST else 0.0  # nobody waits for what is gone
-                slowest_s = max(slowest_s, own_s * (cost.shared if together else 1) + cost.fixed_s)
+                whole_s = own_s * (cost.shared if together else 1) + cost.fixed_s
+                self.attended_s[pool] += whole_s
+                slowest_s = max(slowest_s, whole_s)
         return slowest_s
 
     def _slowest(self, devices: Sequence[str]) -> float:

@@ -14,7 +14,7 @@ from hetserve.sim.faults import Fault
 from hetserve.spec.cluster import Cluster, Device
 from hetserve.spec.links import Node, Wire
 from hetserve.spec.model import ModelSpec
-from hetserve.spec.plan import Flow, Group, Plan
+from hetserve.spec.plan import Flow, Group, Online, Plan
 from hetserve.systems import system
 
 MODEL = ModelSpec.from_hf(
@@ -66,6 +66,21 @@ def test_what_a_device_was_busy_with() -> None:
     assert set(busy_s) == {"slow", "fast"} and 0 < busy_s["fast"] < busy_s["slow"] < done.lasted_s
     alone, slowed = (run(plan, faults, ARRIVALS[:1]).busy_s() for faults in ((), [Fault(0.0, "fast", 3.0)]))
     assert set(alone) == {"fast"} and slowed["fast"] == pytest.approx(3 * alone["fast"])
+
+
+def test_what_an_attention_worker_was_busy_with() -> None:
+    """It attends while its primary's stage works, never longer; where it has no heads, it does nothing."""
+    plan = planned()
+    (group,) = plan.groups
+    (stage,) = group.stages
+    with_worker = replace(stage, attention=("slow",), pools=(*stage.pools, replace(stage.pools[0], device="slow")))
+    plan = replace(plan, groups=(replace(group, stages=(with_worker,)),))
+    spread, at_home = (run(replace(plan, online=Online(heads))) for heads in ("even", "on_group"))
+    assert 0 < spread.busy_s()["slow"] < spread.busy_s()["fast"] and at_home.busy_s()["slow"] == 0
+    (attended_s,) = (one.attended_s for one in spread.executor.groups)
+    slowed = run(replace(plan, online=Online("even")), [Fault(0.0, "slow", 2.0)], ARRIVALS[:1]).busy_s()["slow"]
+    once = run(replace(plan, online=Online("even")), (), ARRIVALS[:1]).busy_s()["slow"]
+    assert once < slowed <= 2 * once and attended_s[1] == spread.busy_s()["slow"]
 
 
 def test_an_infinite_rate_is_said_in_a_word() -> None:
