@@ -1,5 +1,5 @@
-// Threads of a block as fibers on the calling thread. Made by makecontext, switched by _setjmp and _longjmp: swapcontext would ask the kernel for the signal
-// mask every time.
+// Threads of a block as fibers on the calling thread. Made by makecontext, once for all blocks, and switched by _setjmp and _longjmp: swapcontext would ask
+// the kernel for the signal mask every time, as makecontext's own start does.
 #undef _FORTIFY_SOURCE  // its longjmp takes a jump to another stack for a mistake
 #include <setjmp.h>
 #include <ucontext.h>
@@ -77,23 +77,30 @@ void hold(Meeting& meeting) {
   ++block.events;
 }
 
-void enter() {
-  (*block.body)();
-  block.fibers[block.current]->done = true;
-  ++block.events;
-  yield();
+// A fiber's life: the same thread of block after block.
+void live() {
+  for (;;) {
+    (*block.body)();
+    block.fibers[block.current]->done = true;
+    ++block.events;
+    yield();
+  }
 }
 
 void start_fibers(int threads) {
-  while (static_cast<int>(block.fibers.size()) < threads) block.fibers.push_back(std::make_unique<Fiber>());
-  for (int i = 0; i < threads; ++i) {
-    Fiber& fiber = *block.fibers[i];
+  while (static_cast<int>(block.fibers.size()) < threads) {
+    block.fibers.push_back(std::make_unique<Fiber>());
+    Fiber& fiber = *block.fibers.back();
     getcontext(&fiber.context);
     fiber.context.uc_stack = {fiber.stack.get(), 0, kStackBytes};
     fiber.context.uc_link = nullptr;
-    fiber.done = fiber.started = false;
-    fiber.groups.assign(1, {});
-    makecontext(&fiber.context, enter, 0);
+    makecontext(&fiber.context, live, 0);
+  }
+  for (int i = 0; i < threads; ++i) {
+    Fiber& fiber = *block.fibers[i];
+    fiber.done = false;
+    fiber.groups.resize(1);
+    fiber.groups.front().clear();
   }
 }
 
@@ -113,7 +120,10 @@ void run_block() {
       go_on(fiber);
       left -= fiber.done;
     }
-    if (block.events == before) throw std::logic_error("the threads of a block wait for each other");
+    if (block.events == before) {
+      block.fibers.clear();  // they are in the middle of it
+      throw std::logic_error("the threads of a block wait for each other");
+    }
   }
 }
 
