@@ -17,19 +17,31 @@ __device__ inline bool better(float a, int32_t a_id, const Best& b) {
   return a > b.value || (a == b.value && a_id < b.id);
 }
 
-template <class T>
+// wide: 16 bytes at a time.
+template <class T, bool wide>
 __global__ void argmax_kernel(const ArgmaxParams p) {
+  constexpr int n = wide ? Vec<T>::n : 1;
   Best* found = reinterpret_cast<Best*>(shared_memory());  // [warps]
   const T* x = static_cast<const T*>(p.x) + static_cast<int64_t>(blockIdx.x) * p.x_stride;
   Best best{-INFINITY, INT32_MAX};
-  for (int64_t i = threadIdx.x; i < p.n; i += blockDim.x) {
-    const float value = widen(x[i]);
-    if (better(value, static_cast<int32_t>(i), best)) best = {value, static_cast<int32_t>(i)};
+  const auto look = [&best](float value, int32_t id) {
+    if (better(value, id, best)) best = {value, id};
+  };
+  const int32_t pieces = static_cast<int32_t>(p.n / n), step = static_cast<int32_t>(blockDim.x);
+#pragma unroll 4
+  for (int32_t i = static_cast<int32_t>(threadIdx.x); i < pieces; i += step) {
+    if constexpr (wide) {
+      const Vec<T> v = load_vec(x + static_cast<int64_t>(i) * n);
+#pragma unroll
+      for (int e = 0; e < n; ++e) look(widen(v.x[e]), i * n + e);
+    } else {
+      look(widen(x[i]), i);
+    }
   }
   for (int distance = kWarp / 2; distance > 0; distance /= 2) {
     const float value = from_other(best.value, distance);
     const int32_t id = from_other(best.id, distance);
-    if (better(value, id, best)) best = {value, id};
+    look(value, id);
   }
   if (threadIdx.x % kWarp == 0) found[threadIdx.x / kWarp] = best;
   sync_block();
@@ -44,9 +56,13 @@ __global__ void argmax_kernel(const ArgmaxParams p) {
 }  // namespace
 
 void argmax(const ArgmaxParams& p, Stream stream) {
-  constexpr int kRowThreads = 1024;
+  constexpr int64_t kRowThreads = 1024;
   by_dtype(p.dtype, [&](auto t) {
-    launch(argmax_kernel<decltype(t)>, dim3(static_cast<unsigned>(p.rows)), kRowThreads, kRowThreads / kWarp * sizeof(Best), stream, p);
+    using T = decltype(t);
+    constexpr int n = Vec<T>::n;
+    const bool wide = p.n % n == 0 && p.x_stride % n == 0 && aligned(p.x, 16);
+    const int threads = static_cast<int>(std::min(kRowThreads, ((wide ? p.n / n : p.n) + kWarp - 1) / kWarp * kWarp));
+    launch(wide ? argmax_kernel<T, true> : argmax_kernel<T, false>, dim3(static_cast<unsigned>(p.rows)), threads, threads / kWarp * sizeof(Best), stream, p);
   });
 }
 
