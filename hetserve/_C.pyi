@@ -131,22 +131,30 @@ class DeviceAttentionPlan:
         q_heads_total, group: as for AttentionPlan.
         items, item_rows, pages: the most that a step may have: items, rows of all items together, page ids.
         memory: uint8 [n] on the device; staging: uint8 [n] on the CPU, best pinned; `bytes` says how many each needs.
+        words: int32 numbers of the caller's own that go along with each step. They lie at byte `first_word` of memory, and of each half of staging.
 
     A captured graph keeps the q and out of its capture: no later step may have more rows. Run the step once before capturing it: a first launch
     loads its kernels. One stream at a time may run a plan.
     """
 
     def __init__(
-        self, pool: KvPool, q_heads_total: int, group: int, items: int, item_rows: int, pages: int, memory: Tensor, staging: Tensor
+        self, pool: KvPool, q_heads_total: int, group: int, items: int, item_rows: int, pages: int, memory: Tensor, staging: Tensor, words: int = 0
     ) -> None: ...
     @staticmethod
-    def bytes(pool: KvPool, group: int, items: int, item_rows: int, pages: int) -> tuple[int, int]:
+    def bytes(pool: KvPool, group: int, items: int, item_rows: int, pages: int, words: int = 0) -> tuple[int, int]:
         """(device, host)"""
+    @property
+    def first_word(self) -> int: ...
+    @property
+    def half(self) -> int:
+        """The half of staging, 0 or 1, that the next step goes through, in turn: it is read meanwhile, so the step before the last must be done."""
     def set(self, items: Ints, page_ids: Ints, rows: int) -> None:
-        """Checks a step, cuts it, and sends it to the device on the current stream; items and page_ids are on the CPU.
+        """Checks a step, cuts it, and sends it to the device in one copy on the current stream; items and page_ids are on the CPU.
 
-        `staging` is read meanwhile, so the step before must be done.
+        Of page_ids only those that the items need are sent; pages counts these, an item's one after the other.
         """
+    def most(self, rows: int) -> tuple[int, int]:
+        """(tasks, merges): the blocks that attention for so many rows of q is launched with; no step of theirs has more."""
 
 def device_split(items: Ints, group: int, blocks: int) -> tuple[list[tuple[int, ...]], list[tuple[int, ...]], int]:
     """How a step is cut for so many blocks at once: (tasks, merges, partials), the fields of csrc's AttentionTask and AttentionMerge in order."""

@@ -15,12 +15,12 @@ namespace {
 
 constexpr int64_t kAlign = 256;
 
-// Byte offsets in both memories; the partial results are the device's alone.
+// Byte offsets in the device's memory and in each half of the staging memory; the partial results are the device's alone.
 struct Arrays {
-  int64_t heads, tasks, merges, page_ids, host_bytes, partials, device_bytes;
+  int64_t words, heads, tasks, merges, page_ids, host_bytes, partials, device_bytes;
 };
 
-Arrays arrays(int64_t items, int64_t pages, const DeviceCapacity& most, int64_t head_dim) {
+Arrays arrays(int64_t items, int64_t pages, int64_t words, const DeviceCapacity& most, int64_t head_dim) {
   Arrays a{};
   int64_t at = kAlign;  // the counts
   const auto place = [&at](int64_t bytes) {
@@ -28,6 +28,7 @@ Arrays arrays(int64_t items, int64_t pages, const DeviceCapacity& most, int64_t 
     at = (at + bytes + kAlign - 1) / kAlign * kAlign;
     return here;
   };
+  a.words = place(words * static_cast<int64_t>(sizeof(int32_t)));
   a.heads = place(items * static_cast<int64_t>(sizeof(AttentionHead)));
   a.tasks = place(most.tasks * static_cast<int64_t>(sizeof(AttentionTask)));
   a.merges = place(most.merges * static_cast<int64_t>(sizeof(AttentionMerge)));
@@ -47,6 +48,7 @@ struct DeviceAttentionPlan {
   py::object memory, staging;  // keep the memory alive
   uint8_t* device;
   uint8_t* host;
+  int half = 0;       // of the staging memory: where the next step is put
   int64_t rows = -1;  // of the step that it is set to; -1: none yet
 };
 
@@ -59,9 +61,15 @@ DeviceCapacity capacity(int64_t items, int64_t item_rows, int64_t group, int blo
   return most;
 }
 
-py::tuple plan_bytes(const KvPool& pool, int64_t group, int64_t items, int64_t item_rows, int64_t pages) {
-  const Arrays a = arrays(items, pages, capacity(items, item_rows, group, blocks_of(pool.device)), pool.pages.head_dim);
-  return py::make_tuple(a.device_bytes, a.host_bytes);
+// Of any step with so many rows of q: each of their head groups is in one item at most.
+DeviceCapacity most_of_rows(const DeviceAttentionPlan& plan, int64_t rows) {
+  const int64_t pairs = rows * (plan.q_heads / plan.group);
+  return device_capacity(std::min(plan.most_items, pairs), std::min(plan.most_rows, pairs), plan.group, plan.blocks);
+}
+
+py::tuple plan_bytes(const KvPool& pool, int64_t group, int64_t items, int64_t item_rows, int64_t pages, int64_t words) {
+  const Arrays a = arrays(items, pages, words, capacity(items, item_rows, group, blocks_of(pool.device)), pool.pages.head_dim);
+  return py::make_tuple(a.device_bytes, 2 * a.host_bytes);
 }
 
 uint8_t* checked_memory(const py::object& tensor, const char* name, int device, int64_t needed) {
@@ -75,11 +83,11 @@ uint8_t* checked_memory(const py::object& tensor, const char* name, int device, 
 }
 
 std::unique_ptr<DeviceAttentionPlan> make_plan(std::shared_ptr<KvPool> pool, int64_t q_heads_total, int64_t group, int64_t items, int64_t item_rows,
-                                               int64_t pages, py::object memory, py::object staging) {
+                                               int64_t pages, py::object memory, py::object staging, int64_t words) {
   HETSERVE_CHECK(pool->device != kCpu || kernels().device != nullptr, "pool: is on the CPU: its steps are an AttentionPlan's");
   HETSERVE_CHECK(group >= 1 && q_heads_total >= group && q_heads_total % group == 0, "q_heads_total ", q_heads_total, ", group ", group);
   HETSERVE_CHECK(pool->pages.head_dim <= kDeviceMaxHeadDim, "head_dim ", pool->pages.head_dim, ": at most ", kDeviceMaxHeadDim, " on a device");
-  HETSERVE_CHECK(pages > 0 && pages <= INT32_MAX, "pages ", pages);
+  HETSERVE_CHECK(pages > 0 && pages <= INT32_MAX && words >= 0 && words <= INT32_MAX, "pages ", pages, ", words ", words);
   auto plan = std::make_unique<DeviceAttentionPlan>();
   plan->q_heads = q_heads_total;
   plan->group = group;
@@ -88,9 +96,9 @@ std::unique_ptr<DeviceAttentionPlan> make_plan(std::shared_ptr<KvPool> pool, int
   plan->most_pages = pages;
   plan->blocks = blocks_of(pool->device);
   plan->most = capacity(items, item_rows, group, plan->blocks);
-  plan->at = arrays(items, pages, plan->most, pool->pages.head_dim);
+  plan->at = arrays(items, pages, words, plan->most, pool->pages.head_dim);
   plan->device = checked_memory(memory, "memory", pool->device, plan->at.device_bytes);
-  plan->host = checked_memory(staging, "staging", kCpu, plan->at.host_bytes);
+  plan->host = checked_memory(staging, "staging", kCpu, 2 * plan->at.host_bytes);
   plan->memory = std::move(memory);
   plan->staging = std::move(staging);
   plan->pool = std::move(pool);
@@ -100,42 +108,64 @@ std::unique_ptr<DeviceAttentionPlan> make_plan(std::shared_ptr<KvPool> pool, int
 const DeviceOps& ops_of(const DeviceAttentionPlan& plan) { return plan.pool->device == kCpu ? *kernels().device : cuda_ops(); }
 
 template <class T>
-void put(DeviceAttentionPlan& plan, int64_t offset, const std::vector<T>& values) {
-  if (!values.empty()) std::memcpy(plan.host + offset, values.data(), values.size() * sizeof(T));
+void put(uint8_t* to, const std::vector<T>& values) {
+  if (!values.empty()) std::memcpy(to, values.data(), values.size() * sizeof(T));
 }
 
-// Checks a step, cuts it and sends it to the device, on the current stream.
+// Copies the page ids of every item one after the other, and lets `heads` begin there. Returns how many there are.
+int64_t put_page_ids(const DeviceAttentionPlan& plan, const AttentionItem* items, const int32_t* ids, std::vector<AttentionHead>& heads, int32_t* to) {
+  const int64_t page_tokens = plan.pool->pages.page_tokens;
+  int64_t used = 0;
+  for (size_t i = 0; i < heads.size(); ++i) {
+    const int64_t pages = (int64_t{items[i].length} + page_tokens - 1) / page_tokens;
+    HETSERVE_CHECK(used + pages <= plan.most_pages, "items: more pages than the plan has room for, ", plan.most_pages);
+    std::memcpy(to + used, ids + items[i].page_begin, pages * sizeof(int32_t));
+    heads[i].page_begin = static_cast<int32_t>(used);
+    used += pages;
+  }
+  check_page_ids(*plan.pool, to, used, "page_ids");
+  return used;
+}
+
+// Checks a step, cuts it and puts it into a half of the staging memory. Returns the bytes to be sent.
+int64_t stage_step(DeviceAttentionPlan& plan, const View& given, const View& ids, int64_t rows) {
+  const auto* list = reinterpret_cast<const AttentionItem*>(given.data);
+  const int64_t n = given.shape[0], page_tokens = plan.pool->pages.page_tokens, pairs = rows * (plan.q_heads / plan.group);
+  int64_t item_rows = 0;
+  for (int64_t i = 0; i < n; ++i) {
+    check_item(list[i], i, rows, plan.q_heads, plan.group, (int64_t{list[i].length} + page_tokens - 1) / page_tokens, ids.shape[0]);
+    item_rows += list[i].n_rows;
+  }
+  HETSERVE_CHECK(n <= plan.most_items && item_rows <= plan.most_rows, "items: ", n, " with ", item_rows, " rows in all, the plan has room for ",
+                 plan.most_items, " with ", plan.most_rows);
+  HETSERVE_CHECK(item_rows <= pairs, "items: ", item_rows, " rows in all, and ", pairs, " pairs of a row and a head group: some are named twice");
+  SplitPlan split = device_split(list, n, plan.group, plan.blocks);
+  uint8_t* const host = plan.host + plan.half * plan.at.host_bytes;
+  const int64_t used = put_page_ids(plan, list, reinterpret_cast<const int32_t*>(ids.data), split.heads, reinterpret_cast<int32_t*>(host + plan.at.page_ids));
+  const int32_t counts[] = {static_cast<int32_t>(split.tasks.size()), static_cast<int32_t>(split.merges.size())};
+  std::memcpy(host, counts, sizeof counts);
+  put(host + plan.at.heads, split.heads);
+  put(host + plan.at.tasks, split.tasks);
+  put(host + plan.at.merges, split.merges);
+  return plan.at.page_ids + used * static_cast<int64_t>(sizeof(int32_t));
+}
+
+// Puts a step and the caller's words on the device, in one copy on the current stream.
 void set_step(DeviceAttentionPlan& plan, const py::object& items, const py::object& page_ids, int64_t rows) {
   const Call call;
   const View given = as_int32(items, "items", 2), ids = as_int32(page_ids, "page_ids", 1);
   HETSERVE_CHECK(call.on_cpu(), "items and page_ids: expected on the CPU");
   HETSERVE_CHECK(given.shape[1] == 6, "items: expected [n, 6], got ", shape_text(given));
-  HETSERVE_CHECK(given.shape[0] <= plan.most_items && ids.shape[0] <= plan.most_pages, "items: ", given.shape[0], " with ", ids.shape[0],
-                 " pages, the plan has room for ", plan.most_items, " with ", plan.most_pages);
-  const auto* list = reinterpret_cast<const AttentionItem*>(given.data);
-  int64_t item_rows = 0;
-  for (int64_t i = 0; i < given.shape[0]; ++i) {
-    check_item(list[i], i, rows, plan.q_heads, plan.group, (int64_t{list[i].length} + plan.pool->pages.page_tokens - 1) / plan.pool->pages.page_tokens,
-               ids.shape[0]);
-    item_rows += list[i].n_rows;
-  }
-  HETSERVE_CHECK(item_rows <= plan.most_rows, "items: ", item_rows, " rows in all, the plan has room for ", plan.most_rows);
-  check_page_ids(*plan.pool, reinterpret_cast<const int32_t*>(ids.data), ids.shape[0], "page_ids");
-  const SplitPlan split = device_split(list, given.shape[0], plan.group, plan.blocks);
-  const int32_t counts[] = {static_cast<int32_t>(split.tasks.size()), static_cast<int32_t>(split.merges.size())};
-  std::memcpy(plan.host, counts, sizeof counts);
-  put(plan, plan.at.heads, split.heads);
-  put(plan, plan.at.tasks, split.tasks);
-  put(plan, plan.at.merges, split.merges);
-  std::memcpy(plan.host + plan.at.page_ids, ids.data, ids.shape[0] * sizeof(int32_t));
-  plan.rows = rows;
-  const int64_t bytes = plan.at.page_ids + ids.shape[0] * static_cast<int64_t>(sizeof(int32_t));
+  const uint8_t* const host = plan.host + plan.half * plan.at.host_bytes;
   if (plan.pool->device == kCpu) {
-    ops_of(plan).copy(plan.device, plan.host, bytes, nullptr);
+    ops_of(plan).copy(plan.device, host, stage_step(plan, given, ids, rows), nullptr);
   } else {
     const OnDevice device(plan.pool->device);
-    device.ops.copy(plan.device, plan.host, bytes, device.stream);
+    const py::gil_scoped_release release;
+    device.ops.copy(plan.device, host, stage_step(plan, given, ids, rows), device.stream);
   }
+  plan.rows = rows;
+  plan.half = 1 - plan.half;
 }
 
 void attention(DeviceAttentionPlan& plan, int64_t layer, const py::object& q, const py::object& out, float scale, int64_t window) {
@@ -163,12 +193,14 @@ void attention(DeviceAttentionPlan& plan, int64_t layer, const py::object& q, co
   p.group = plan.group;
   p.window = window;
   p.scale = scale;
+  const DeviceCapacity most = most_of_rows(plan, from.rows);
   const DeviceSplit split{reinterpret_cast<const AttentionTask*>(plan.device + plan.at.tasks), reinterpret_cast<const AttentionMerge*>(plan.device + plan.at.merges),
-                          reinterpret_cast<const int32_t*>(plan.device), static_cast<int32_t>(plan.most.tasks), static_cast<int32_t>(plan.most.merges)};
+                          reinterpret_cast<const int32_t*>(plan.device), static_cast<int32_t>(most.tasks), static_cast<int32_t>(most.merges)};
   if (call.on_cpu()) {
     ops_of(plan).attention(p, split, nullptr);
   } else {
     const OnDevice device(call.device());
+    const py::gil_scoped_release release;
     device.ops.attention(p, split, device.stream);
   }
 }
@@ -205,8 +237,14 @@ void bind_device_attention(py::module_& module) {
   module.def("device_capacity", &most_of, py::arg("items"), py::arg("item_rows"), py::arg("group"), py::arg("blocks"));
   py::class_<DeviceAttentionPlan>(module, "DeviceAttentionPlan")
       .def(py::init(&make_plan), py::arg("pool").none(false), py::arg("q_heads_total"), py::arg("group"), py::arg("items"), py::arg("item_rows"),
-           py::arg("pages"), py::arg("memory"), py::arg("staging"))
-      .def_static("bytes", &plan_bytes, py::arg("pool"), py::arg("group"), py::arg("items"), py::arg("item_rows"), py::arg("pages"))
+           py::arg("pages"), py::arg("memory"), py::arg("staging"), py::arg("words") = 0)
+      .def_static("bytes", &plan_bytes, py::arg("pool"), py::arg("group"), py::arg("items"), py::arg("item_rows"), py::arg("pages"), py::arg("words") = 0)
+      .def_property_readonly("first_word", [](const DeviceAttentionPlan& p) { return p.at.words; })
+      .def_property_readonly("half", [](const DeviceAttentionPlan& p) { return p.half; })
+      .def("most", [](const DeviceAttentionPlan& p, int64_t rows) {
+        const DeviceCapacity most = most_of_rows(p, rows);
+        return py::make_tuple(most.tasks, most.merges);
+      }, py::arg("rows"))
       .def("set", &set_step, py::arg("items"), py::arg("page_ids"), py::arg("rows"));
   module.def("attention", &attention, py::arg("plan"), py::arg("layer"), py::arg("q"), py::arg("out"), py::arg("scale"), py::arg("window") = 0);
 }

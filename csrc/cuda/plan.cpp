@@ -68,7 +68,7 @@ SplitPlan device_split(const AttentionItem* items, int64_t n, int64_t group, int
 DeviceCapacity device_capacity(int64_t items, int64_t item_rows, int64_t group, int blocks) {
   const int64_t spare = blocks * kTasksPerBlock, tiles = items + item_rows / tile_rows(group);
   // A tile in pieces costs over 1.5 targets, and all cost at most `spare` of them: so few are cut, into at most whole / target + 1 pieces.
-  const int64_t merges = 2 * spare / 3, pieces = spare + merges;
+  const int64_t merges = std::min(2 * spare / 3, tiles), pieces = spare + merges;
   return {tiles + spare, merges, pieces * std::max<int64_t>(group, kDeviceTileVectors)};
 }
 

@@ -25,8 +25,8 @@ CAPTURED = 8  # rows of all captured steps together, in units of the largest's: 
 def plan_bytes(kind: str, model: ModelSpec, items: int, item_rows: int, pages: int) -> int:
     """At least what a plan in device memory with so much room takes."""
     spare = MOST_BLOCKS[kind] * TASKS_PER_BLOCK
-    tasks = items + item_rows // max(1, TILE_VECTORS // model.group) + spare
-    merges = 2 * spare // 3
+    tiles = items + item_rows // max(1, TILE_VECTORS // model.group)
+    tasks, merges = tiles + spare, min(2 * spare // 3, tiles)
     partials = (spare + merges) * max(model.group, TILE_VECTORS)
     arrays = (items * HEAD_BYTES, tasks * TASK_BYTES, merges * MERGE_BYTES, pages * PAGE_ID_BYTES, partials * (model.head_dim + 2) * FLOAT_BYTES)
     return sum(arrays) + (1 + len(arrays)) * ALIGN

@@ -1,7 +1,7 @@
 """Where a worker's tensors lie and how its work gets there: a CPU, a GPU, or a GPU whose kernels run on fibers of the CPU, for tests.
 
 On a CPU an op is done when its call returns. On a GPU it is put on the current stream: whoever needs its outcome on the host waits for it
-(`synchronize`, or a `Mark`), and what is sent there comes from pinned memory.
+(`synchronize`, or a `Mark`), and what is sent there comes from pinned memory: a copy from any other waits for all that was put there before.
 """
 
 from __future__ import annotations
@@ -11,9 +11,10 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
+from numpy.typing import NDArray
 
 from hetserve import _C
 from hetserve.errors import ResourceError, UnsupportedError
@@ -42,8 +43,15 @@ class Accelerator(Protocol):
     def host(self, *shape: int, dtype: torch.dtype) -> torch.Tensor:
         """Memory on the host that the device copies from and to without waiting for the host."""
 
-    def mark(self) -> Mark:
-        """Now, on the current stream."""
+    def send(self, values: NDArray[Any]) -> torch.Tensor:
+        """The same on the device, for what is put on the current stream from now on. Waits for nothing; on a CPU it is no copy."""
+
+    def mark(self, soon: bool = False) -> Mark:
+        """Now, on the current stream.
+
+        Args:
+            soon: whoever waits for it needs it at once, and the device is nearly there: the wait takes a core, and no time to wake up.
+        """
 
     def synchronize(self) -> None:
         """Waits for the current stream."""
@@ -51,8 +59,11 @@ class Accelerator(Protocol):
     def background(self) -> AbstractContextManager[object]:
         """What is put on the device inside gives way to everything else (for as long as the thread stays inside)."""
 
+    def warm_up(self, run: Run) -> None:
+        """To be called with what will be captured: a first run may load and allocate what a capture must not."""
+
     def capture(self, run: Run) -> Run:
-        """What does again, on the same memory, what `run` puts on the device. It must have run once before, so that nothing is loaded in it.
+        """What does again, on the same memory, what `run` puts on the device. It has been warmed up, or has run before.
 
         Captures of one device share memory: what one leaves for another, or for the host, stays referred to, and they run in the order of their
         capture.
@@ -77,7 +88,10 @@ class CpuAccelerator:
     def host(self, *shape: int, dtype: torch.dtype) -> torch.Tensor:
         return torch.empty(shape, dtype=dtype)
 
-    def mark(self) -> Mark:
+    def send(self, values: NDArray[Any]) -> torch.Tensor:
+        return torch.from_numpy(values)
+
+    def mark(self, soon: bool = False) -> Mark:
         return _Done()
 
     def synchronize(self) -> None:
@@ -87,6 +101,9 @@ class CpuAccelerator:
         return nullcontext()
 
     def begin_thread(self) -> None:
+        return
+
+    def warm_up(self, run: Run) -> None:
         return
 
     def capture(self, run: Run) -> Run:
@@ -136,14 +153,20 @@ class CudaGpu:
     def host(self, *shape: int, dtype: torch.dtype) -> torch.Tensor:
         return torch.empty(shape, dtype=dtype, pin_memory=True)
 
-    def mark(self) -> Mark:
-        return _Event()
+    def send(self, values: NDArray[Any]) -> torch.Tensor:
+        return torch.from_numpy(values).pin_memory().to(self.device, non_blocking=True)  # torch keeps pinned memory until its copy is done
+
+    def mark(self, soon: bool = False) -> Mark:
+        return _Event(sleeps=not soon)
 
     def synchronize(self) -> None:
         torch.cuda.current_stream().synchronize()
 
     def background(self) -> AbstractContextManager[object]:
         return torch.cuda.stream(self._background)
+
+    def warm_up(self, run: Run) -> None:
+        run()
 
     def capture(self, run: Run) -> Run:
         graph = torch.cuda.CUDAGraph()
@@ -183,8 +206,8 @@ def _no_collection() -> Iterator[None]:
 class _Event:
     """A mark on a CUDA stream."""
 
-    def __init__(self) -> None:
-        self._event = torch.cuda.Event(blocking=True)  # a wait that sleeps: the host's cores have other work
+    def __init__(self, sleeps: bool) -> None:
+        self._event = torch.cuda.Event(blocking=sleeps)  # to wake up takes some 30 us
         self._event.record()
 
     def wait(self) -> None:

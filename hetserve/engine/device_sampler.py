@@ -1,4 +1,5 @@
-"""`sampler.sample` for logits that lie on a GPU: all rows at once, and one copy to the host at the end, the only thing that waits for the device.
+"""`sampler.sample` for logits that lie on a GPU: all rows at once, and the tokens stay there. The host waits for the device only where rows ask for
+top-k or top-p, of which it decides whether the likeliest tokens were enough to look at, or for log-probabilities.
 
 The rules, their order and the random numbers are `sampler`'s, and so are the tokens, except where rounding decides. Sums are in float64 as there, in
 another order: that moves a boundary between two tokens by about 1e-15. The device's exp may round a weight's last bit otherwise than the CPU's: 1e-7.
@@ -40,8 +41,8 @@ class Draws:
 
 def sample_on_device(
     logits: torch.Tensor, sampling: Sequence[Sampling], drawing: list[int], u: NDArray[np.float64]
-) -> tuple[NDArray[np.int64], tuple[TokenLogprobs | None, ...]]:
-    """One token for each row, and log-probabilities, as `sampler.sample` says.
+) -> tuple[torch.Tensor, tuple[TokenLogprobs | None, ...]]:
+    """One token for each row, int32 [n] on the device, and log-probabilities, as `sampler.sample` says.
 
     Args:
         logits: [n, vocab], float32 or bfloat16, on the device; not changed.
@@ -51,16 +52,16 @@ def sample_on_device(
     with torch.inference_mode():
         likeliest = torch.empty(len(logits), dtype=torch.int32, device=logits.device)
         _C.argmax(logits.contiguous(), likeliest)
-        tokens = likeliest.long()
-        chosen = _draw(logits, tokens, sampling, drawing, u) if drawing else tokens.cpu()
-        return chosen.numpy(), token_logprobs(logits, sampling, tokens)
+        if drawing:
+            _draw(logits, likeliest, sampling, drawing, u)
+        return likeliest, token_logprobs(logits, sampling, likeliest)
 
 
-def _draw(logits: torch.Tensor, tokens: torch.Tensor, sampling: Sequence[Sampling], drawing: list[int], u: NDArray[np.float64]) -> torch.Tensor:
-    """Puts what the rows that draw have drawn into `tokens`, the likeliest ones so far. Returns all, on the CPU."""
+def _draw(logits: torch.Tensor, tokens: torch.Tensor, sampling: Sequence[Sampling], drawing: list[int], u: NDArray[np.float64]) -> None:
+    """Puts what the rows that draw have drawn into `tokens`, the likeliest ones so far."""
     rows = _there(drawing, logits)
     draws = _draws([sampling[i] for i in drawing], u, logits.device)
-    top = tokens[rows][:, None]
+    top = tokens[rows].long()[:, None]
     weights = _weights(logits[rows], top, draws.temperature)
     picked, sure = _pick_of_all(weights, draws), torch.ones_like(rows, dtype=torch.bool)
     by_value = [at for at, i in enumerate(drawing) if sampling[i].top_k > 0 or sampling[i].top_p < 1.0]
@@ -68,15 +69,12 @@ def _draw(logits: torch.Tensor, tokens: torch.Tensor, sampling: Sequence[Samplin
         at = _there(by_value, logits)
         picked[at], sure[at] = _pick_by_value(weights[at], draws.of(at), CANDIDATES)
     sound = (weights.gather(1, top) == 1)[:, 0]  # else the weights of the model are broken: any token is as good, and no NaN may travel on
-    tokens[rows] = torch.where(sound, picked, tokens[rows])
-    unsure = torch.zeros_like(tokens)
-    unsure[rows] = (sound & ~sure).long()
-    told = torch.stack([tokens, unsure]).cpu()
-    if not told[1].any():
-        return told[0]
-    left = told[1][drawing].nonzero()[:, 0].to(logits.device)
-    tokens[rows[left]] = _pick_by_value(weights[left], draws.of(left), weights.shape[1])[0]
-    return tokens.cpu()
+    tokens[rows] = torch.where(sound, picked, top[:, 0]).int()
+    if not by_value:
+        return
+    left = (sound & ~sure).nonzero()[:, 0]  # the host waits here
+    if len(left):
+        tokens[rows[left]] = _pick_by_value(weights[left], draws.of(left), weights.shape[1])[0].int()
 
 
 def _there(numbers: list[int], like: torch.Tensor) -> torch.Tensor:

@@ -10,6 +10,7 @@ from contextlib import nullcontext, suppress
 import torch
 
 from hetserve.control.messages import Int32s
+from hetserve.engine.accelerator import Accelerator, CpuAccelerator
 from hetserve.engine.attention import Attending, KvMemory, pair_items
 from hetserve.engine.device_attention import attention_of
 from hetserve.engine.sequences import Rows, Sequences
@@ -52,15 +53,14 @@ class RemoteHeads:
     Args:
         device: the worker's, to be named when it is lost.
         link, tag: where it is reached.
-        at: where the primary's q, k, v and outputs are.
+        at: where the primary's q, k, v and outputs are; None: on a CPU.
     """
 
-    def __init__(self, device: str, link: Link, tag: int, spec: ModelSpec, dtype: torch.dtype, at: torch.device = CPU) -> None:
+    def __init__(self, device: str, link: Link, tag: int, spec: ModelSpec, dtype: torch.dtype, at: Accelerator | None = None) -> None:
         self.device = device
-        self._at = at
+        self._at = at or CpuAccelerator()
         self._exchange = make_exchange(link, tag)
-        self._sent = Packet(spec, dtype, at)
-        self._answers = (Packet(spec, dtype, at), Packet(spec, dtype, at))
+        self._sent, *self._answers = (Packet(spec, dtype, self._at.device) for _ in range(3))
 
     @property
     def lost(self) -> bool:
@@ -71,7 +71,7 @@ class RemoteHeads:
         """The pairs of this step, how many layers will follow, and how long one answer may take."""
         whole, q, k, v = self._sent.shape(len(pairs))
         first, second = (answer.shape(len(pairs))[1] for answer in self._answers)
-        self.part = Part(self._exchange, torch.from_numpy(pairs).to(self._at), q, k, v, (first, second))
+        self.part = Part(self._exchange, self._at.send(pairs), q, k, v, (first, second))
         with suppress(PeerLost):
             self._exchange.begin(whole, first, second, layers, patience_s)
 

@@ -14,7 +14,7 @@ def token_logprobs(logits: torch.Tensor, sampling: Sequence[Sampling], tokens: t
     """Per row what it asked for (None: nothing); an empty tuple if no row did.
 
     Args:
-        logits: [n, vocab] on any device, where tokens, int64 [n], are too.
+        logits: [n, vocab] on any device, where tokens, int32 or int64 [n], are too.
     """
     wanted = [i for i, row in enumerate(sampling) if row.logprobs >= 0]
     if not wanted:
@@ -22,7 +22,7 @@ def token_logprobs(logits: torch.Tensor, sampling: Sequence[Sampling], tokens: t
     rows = torch.tensor(wanted).to(logits.device, non_blocking=True)
     values = logits[rows].float().log_softmax(-1)
     found, ids = values.topk(min(max(sampling[i].logprobs for i in wanted), values.shape[1]))
-    own = values.gather(1, tokens[rows][:, None])[:, 0]
+    own = values.gather(1, tokens[rows].long()[:, None])[:, 0]
     told = zip(wanted, *(part.tolist() for part in (tokens[rows], own, found, ids)), strict=True)
     out: list[TokenLogprobs | None] = [None] * len(sampling)
     for i, token, logprob, top, at in told:

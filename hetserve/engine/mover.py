@@ -6,8 +6,8 @@ has passed a layer, sends it while the step is in the next, and the target takes
 Two devices carry out the moves between them in the order the executor sent them, on a thread of each for this pair alone, and no step waits for a
 move: so no two wait for each other, and a step that one device waits for holds up no third one.
 
-On a GPU all of it is put on the background stream. What is read there was written by steps that the host knows to be done, or the thread has waited
-for the step's mark: if the stream waited for it, moves of other pairs would stand behind it too.
+On a GPU all of it is put on the background stream. What is read there was written by steps whose mark the thread has waited for: if the stream waited
+for it, moves of other pairs would stand behind it too.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ import numpy as np
 import torch
 
 from hetserve.control.messages import Int32s, MoveKv, Place
-from hetserve.engine.accelerator import Accelerator
+from hetserve.engine.accelerator import Accelerator, Mark
 from hetserve.engine.attention import KvMemory
 from hetserve.engine.pages import Part
 from hetserve.engine.progress import Progress, StageStopped
@@ -74,18 +74,19 @@ class Mover:
         self._gpus = gpus
         self._at = at
         self.fault: Exception | None = None
-        self._orders: dict[str, queue.SimpleQueue[MoveKv | None]] = {}  # by peer; this device itself for moves between its own pools
+        # by peer; this device itself for moves between its own pools. With each what had been put on the device before it
+        self._orders: dict[str, queue.SimpleQueue[tuple[MoveKv, Mark] | None]] = {}
         self._threads: list[threading.Thread] = []
 
     def order(self, move: MoveKv) -> None:
-        """Takes up a move. Returns at once."""
+        """Takes up a move. Returns at once. To be called where steps run, on their stream."""
         source, target = self._device_of(move.source), self._device_of(move.target)
         peer = target if source == self._device else source
         if peer not in self._orders:
             self._orders[peer] = queue.SimpleQueue()
             self._threads.append(threading.Thread(target=self._work, args=(self._orders[peer],), name=f"mover {self._device} {peer}", daemon=True))
             self._threads[-1].start()
-        self._orders[peer].put(move)
+        self._orders[peer].put((move, self._at.mark()))
 
     def close(self) -> None:
         """No more moves. Those under way are waited for, but not for long."""
@@ -95,12 +96,15 @@ class Mover:
         for thread in self._threads:  # or one might still be letting go of its link when the interpreter ends, and abort the process
             thread.join(max(0.0, until_s - time.monotonic()))
 
-    def _work(self, orders: queue.SimpleQueue[MoveKv | None]) -> None:
+    def _work(self, orders: queue.SimpleQueue[tuple[MoveKv, Mark] | None]) -> None:
         os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICENESS)
         torch.set_num_threads(1)  # of this thread alone
         with torch.inference_mode(), self._at.background():  # this thread's alone, as is the current GPU, which comes with the stream
-            while (move := orders.get()) is not None:
+            while (order := orders.get()) is not None:
+                move, before = order
                 try:
+                    if move.step < 0:  # of what steps before it have written; the others wait layer by layer
+                        before.wait()
                     self._carry_out(move)
                 except Exception as error:  # a fault of ours: the worker ends with it at its next message
                     self.fault = error

@@ -1,4 +1,4 @@
-"""Chooses the next tokens: greedy, temperature, top-k, top-p, min-p, seeded; and their log-probabilities. On a GPU `device_sampler` does it.
+"""Chooses the next tokens: greedy, temperature, top-k, top-p, min-p, seeded; and their log-probabilities. On a GPU `sample_there` does it.
 
 A row's token depends on its own logits, sampling, choice and position alone, never on the batch. Keeps no state. Penalties and guided decoding: none.
 """
@@ -28,7 +28,7 @@ def sample(logits: torch.Tensor, sampling: Sequence[Sampling], choices: Int64s, 
     """One token for each row.
 
     Args:
-        logits: [n, vocab], float32 or bfloat16, on the CPU or a GPU; not changed.
+        logits: [n, vocab], float32 or bfloat16, on the CPU; not changed.
         sampling: n of them. Order of the filters, as in vLLM: temperature, then min-p, then top-k (ties with the k-th stay), then top-p of what is
             left (the fewest most likely tokens that reach it; equal ones by lower id).
         choices: int64 [n], which of the request's n answers each row belongs to.
@@ -38,15 +38,28 @@ def sample(logits: torch.Tensor, sampling: Sequence[Sampling], choices: Int64s, 
         tokens int64 [n], and per row the log-probabilities it asked for (None: it did not); an empty tuple if no row did.
         Log-probabilities are those of the model's own distribution, before temperature and filters (vLLM's default, `raw_logprobs`).
     """
-    drawing = [i for i, row in enumerate(sampling) if row.temperature >= GREEDY_BELOW]
-    seeds = np.array([sampling[i].seed & 0xFFFFFFFFFFFFFFFF for i in drawing], np.uint64)
-    numbers = uniforms(seeds, choices[drawing], positions[drawing]) if drawing else np.zeros(0)
-    if logits.device.type != "cpu":
-        return sample_on_device(logits, sampling, drawing, numbers)
+    drawing, numbers = _drawing(sampling, choices, positions)
     tokens = greedy(logits)
     for i, u in zip(drawing, numbers.tolist(), strict=True):
         tokens[i] = _draw(logits[i], sampling[i], u, int(tokens[i]))
     return tokens, token_logprobs(logits, sampling, torch.from_numpy(tokens))
+
+
+def sample_there(
+    logits: torch.Tensor, sampling: Sequence[Sampling], choices: Int64s, positions: Int64s
+) -> tuple[torch.Tensor, tuple[TokenLogprobs | None, ...]]:
+    """`sample` on a GPU, where the logits are. The tokens, int32 [n], stay there, and nobody waits for them unless a row asked for what the host has
+    a part in: top-k, top-p or log-probabilities."""
+    return sample_on_device(logits, sampling, *_drawing(sampling, choices, positions))
+
+
+def _drawing(sampling: Sequence[Sampling], choices: Int64s, positions: Int64s) -> tuple[list[int], NDArray[np.float64]]:
+    """The rows that are not greedy, and a random number for each."""
+    drawing = [i for i, row in enumerate(sampling) if row.temperature >= GREEDY_BELOW]
+    if not drawing:
+        return drawing, np.zeros(0)
+    seeds = np.array([sampling[i].seed & 0xFFFFFFFFFFFFFFFF for i in drawing], np.uint64)
+    return drawing, uniforms(seeds, choices[drawing], positions[drawing])
 
 
 def greedy(logits: torch.Tensor) -> Int64s:

@@ -9,18 +9,19 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
-from hetserve.control.messages import Int32s, RunStep
+from hetserve.control.messages import NO_INTS, Int32s, RunStep
 from hetserve.engine.accelerator import Accelerator
 from hetserve.engine.attention import DTYPES, KvMemory, pool_pairs, stage_items
 from hetserve.engine.device_attention import attention_of
+from hetserve.engine.finisher import Unfinished
 from hetserve.engine.graphs import DecodeGraphs
 from hetserve.engine.heads import DispatchedAttention, RemoteHeads
+from hetserve.engine.last_tokens import UNKNOWN, LastTokens
 from hetserve.engine.model.batch import StepBatch
 from hetserve.engine.model.decoder import Attend, Model
 from hetserve.engine.progress import Progress
-from hetserve.engine.sampler import sample
+from hetserve.engine.sampler import sample, sample_there
 from hetserve.engine.sequences import Rows, Sequences
 from hetserve.engine.stretch import StretchedPass
 from hetserve.engine.transport.link import HEADS, HIDDEN, LOSSES, TOKENS, Link, PeerLost, Pending, make_tag
@@ -63,7 +64,7 @@ class PrimaryPart:
         self.memory = KvMemory(own.layers, own.pools[0].pages, config.page_tokens, spec.head_dim, config.dtype, at)
         self._begin = attention_of(self.memory, spec, spec.kv_heads)
         self._remotes = {  # by their pools' numbers
-            own.first_pool + index: RemoteHeads(pool.device, links[pool.device], make_tag(HEADS, group, stage), spec, self._dtype, at.device)
+            own.first_pool + index: RemoteHeads(pool.device, links[pool.device], make_tag(HEADS, group, stage), spec, self._dtype, at)
             for index, pool in enumerate(own.pools)
             if index
         }
@@ -75,57 +76,62 @@ class PrimaryPart:
         self._sends: list[tuple[Pending, torch.Tensor]] = []  # with what is being sent, which must stay
         self._lost: set[str] = set()  # devices of the group known to be lost
         self._graphs: DecodeGraphs | None = None
+        self._last = LastTokens(config.max_seqs, at.device)
+        self._keeps_tokens = at.is_gpu and self._is_first and self._is_last  # what is sampled here is the next step's input here
         if at.is_gpu:
-            self._graphs = DecodeGraphs(self.model, spec, self.memory, config.max_seqs, -(-config.max_model_len // config.page_tokens))
+            most_pages = -(-config.max_model_len // config.page_tokens)
+            self._graphs = DecodeGraphs(self.model, spec, self.memory, config.max_seqs, most_pages, self._last)
             self._graphs.capture_all(bool(self._remotes))
 
-    def run(self, step: RunStep, seqs: Sequences, rows: Rows) -> StepResult | None:
-        """One pass. Returns the step's result where this is the last stage."""
+    def run(self, step: RunStep, seqs: Sequences, rows: Rows) -> StepResult | Unfinished | None:
+        """One pass. Returns the step's result where this is the last stage; on a GPU, if it can, before the device has come to its end."""
         begin_s = time.perf_counter()
         self._reap(rows)
         captured = self._graphs if not len(step.chunk_slots) else None
         attend = self._prepare(seqs, rows, captured)
         ready_s = time.perf_counter()
         hidden = self._receive_hidden(rows)
-        if captured is not None:
-            out = captured.run(seqs.tokens[rows.row_slots, rows.positions], rows.positions, hidden, attend)
-        else:
-            out = self._pass(step, seqs, rows, attend, hidden)
+        out = self._pass(step, seqs, rows, attend, hidden) if captured is None else captured.run(len(rows.row_slots), hidden, attend)
         if not self._is_last:
             self._send_hidden(out)
             self._expect_tokens(seqs, rows)
             return None
         passed_s = time.perf_counter()
+        self._note_lost()
+        lost, parts_s = tuple(sorted(self._lost)), {"prepare": ready_s - begin_s, "model": passed_s - ready_s, "remote": attend.waited_s}
+        if self._keeps_tokens:
+            there, logprobs = self._sample_there(out, seqs, rows.sampled, captured)
+            result = StepResult(step.step, step.group, NO_INTS, logprobs, 0.0, parts_s, lost)
+            return Unfinished(self._at.mark(), there, result, begin_s, passed_s)
         tokens, logprobs = self._sample(out, seqs, rows.sampled)
         if not len(tokens):
             self._at.synchronize()  # nobody has waited yet, and a step that is reported is done
         end_s = time.perf_counter()
-        parts_s = {"prepare": ready_s - begin_s, "model": passed_s - ready_s, "sample": end_s - passed_s, "remote": attend.waited_s}
-        self._note_lost()
-        return StepResult(step.step, step.group, tokens, logprobs, end_s - begin_s, parts_s, tuple(sorted(self._lost)))
+        return StepResult(step.step, step.group, tokens, logprobs, end_s - begin_s, parts_s | {"sample": end_s - passed_s}, lost)
 
     # ----------------------------------------------------------------------------------------------- one pass
 
     def _prepare(self, seqs: Sequences, rows: Rows, captured: DecodeGraphs | None) -> DispatchedAttention:
         items, store_slots = stage_items(seqs, rows, self._stage, self._layout.stages[self._stage].first_pool)
-        local = (self._begin if captured is None else captured.begin)(items, seqs, store_slots)
+        if self._is_first:
+            self._settle_tokens(seqs, rows)
+        local = self._begin(items, seqs, store_slots) if captured is None else captured.begin(items, seqs, store_slots, rows)
         remotes = []
         for pool, remote in self._remotes.items():
             pairs = pool_pairs(seqs, rows, self._stage, pool)
             if len(pairs):
                 remote.begin(pairs, self.model.last - self.model.first, patience_s(rows.predicted_s))
                 remotes.append(remote)
-        if self._is_first:
-            self._settle_tokens(seqs, rows)
         return DispatchedAttention(local, remotes, self._dtype)
 
     def _pass(self, step: RunStep, seqs: Sequences, rows: Rows, attend: DispatchedAttention, hidden: torch.Tensor | None) -> torch.Tensor:
         """The layers, one op after the other."""
         sampled = None if rows.samples.all() and len(rows.slots) == len(rows.row_slots) else (rows.first_rows + rows.counts - 1)[rows.samples]
+        tokens = self._at.send(seqs.tokens[rows.row_slots, rows.positions])
         batch = StepBatch(
-            token_ids=self._on_device(seqs.tokens[rows.row_slots, rows.positions].astype(np.int64)),
-            positions=self._on_device(rows.positions.astype(np.int32)),
-            sample_rows=None if sampled is None else self._on_device(sampled.astype(np.int64)),
+            token_ids=self._last.fill(tokens, self._at.send(rows.row_slots)) if self._keeps_tokens else tokens,
+            positions=self._at.send(rows.positions.astype(np.int32)),
+            sample_rows=None if sampled is None else self._at.send(sampled.astype(np.int64)),
         )
         slowed = StretchedPass(attend, self._stretch) if self._stretch else None
         passing: Attend = slowed or attend
@@ -136,20 +142,38 @@ class PrimaryPart:
             slowed.finish()
         return out
 
-    def _on_device(self, values: NDArray[Any]) -> torch.Tensor:
-        return torch.from_numpy(values).to(self._at.device)
+    def _sample_there(
+        self, logits: torch.Tensor, seqs: Sequences, slots: Int32s, captured: DecodeGraphs | None
+    ) -> tuple[torch.Tensor, tuple[TokenLogprobs | None, ...]]:
+        """`_sample` without waiting: the tokens are on their way to the host, and the next step takes them from the device."""
+        host = self._at.host(len(slots), dtype=torch.int32)
+        if not len(slots):
+            return host, ()
+        positions = seqs.known[slots]
+        tokens, logprobs = sample_there(logits, [seqs.sampling[slot] for slot in slots], seqs.choices[slots], positions.astype(np.int64))
+        self._last.put(self._at.send(slots) if captured is None else captured.row_slots[: len(slots)], tokens)
+        host.copy_(tokens, non_blocking=True)
+        seqs.tokens[slots, positions] = UNKNOWN
+        return host, logprobs
 
     def _sample(self, logits: torch.Tensor, seqs: Sequences, slots: Int32s) -> tuple[Int32s, tuple[TokenLogprobs | None, ...]]:
         """Samples one token for each slot, for this device's own copy of the tokens and the first stage's."""
         if not len(slots):
             return np.zeros(0, np.int32), ()
         positions = seqs.known[slots]
-        sampled, logprobs = sample(logits, [seqs.sampling[slot] for slot in slots], seqs.choices[slots], positions.astype(np.int64))
-        tokens: Int32s = sampled.astype(np.int32)
+        tokens, logprobs = self._chosen(logits, [seqs.sampling[slot] for slot in slots], seqs.choices[slots], positions.astype(np.int64))
         seqs.tokens[slots, positions] = tokens
         if not self._is_first:
             self._send(self._ring, torch.from_numpy(tokens), TOKENS, 0)
         return tokens, logprobs
+
+    def _chosen(self, logits: torch.Tensor, *how: Any) -> tuple[Int32s, tuple[TokenLogprobs | None, ...]]:
+        """The sampled tokens, on the host."""
+        if self._at.is_gpu:
+            there, logprobs = sample_there(logits, *how)
+            return there.cpu().numpy(), logprobs
+        tokens, logprobs = sample(logits, *how)
+        return tokens.astype(np.int32), logprobs
 
     # --------------------------------------------------------------------------------------------- neighbours
 

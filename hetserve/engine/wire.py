@@ -130,7 +130,9 @@ class StepResult:
     tokens: Int32s  # [sampled], in the step's sampling order; those of sequences that needed a lost device mean nothing
     logprobs: tuple[TokenLogprobs | None, ...]  # empty, or one entry per sampled row
     step_s: float
-    parts_s: dict[str, float]  # where the time went: prepare, model (of it waiting for attention workers: remote), sample
+    # where the time went: prepare, model (of it waiting for attention workers: remote), sample; on a GPU, model is putting it there, and sample lasts
+    # until its tokens are on the host, also while the device does a step before it
+    parts_s: dict[str, float]
     lost: tuple[str, ...] = ()  # devices of the group that did not answer, in this step or before
 
 

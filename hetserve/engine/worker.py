@@ -15,6 +15,7 @@ from hetserve import _C
 from hetserve.control.messages import MoveKv, RunStep
 from hetserve.engine.accelerator import Accelerator
 from hetserve.engine.attention import KvMemory, pool_pairs
+from hetserve.engine.finisher import Finisher, Unfinished
 from hetserve.engine.heads import AttentionPart
 from hetserve.engine.mover import Mover
 from hetserve.engine.progress import Progress
@@ -69,6 +70,7 @@ class Worker:
             raise ResourceError(said, "a smaller memory budget in the cluster file leaves more room") from None
         at.synchronize()  # the zeros of all pages are there before the first move
         gpus = frozenset(gpu.device for gpu in config.gpus)
+        self._finisher = Finisher(config.device, report, at) if at.is_gpu else None
         self._mover = Mover(config.device, config.groups, self._memories, self._progress, self._links[MOVES], report, config.peer_s, gpus, at)
 
     @property
@@ -86,9 +88,10 @@ class Worker:
         self._at.begin_thread()
 
     def handle(self, message: RunStep | MoveKv) -> None:
-        """Carries out one message: a step now, a move in the background."""
-        if self._mover.fault is not None:
-            raise self._mover.fault
+        """Carries out one message: a step now, a move in the background. On a GPU a step may still be under way when this returns."""
+        for thread in (self._mover, self._finisher):
+            if thread is not None and thread.fault is not None:
+                raise thread.fault
         if isinstance(message, RunStep):
             self._run(message)
         else:
@@ -99,6 +102,8 @@ class Worker:
         for progress in self._progress.values():
             progress.stop()
         self._mover.close()
+        if self._finisher is not None:
+            self._finisher.close()
         for links in self._links.values():
             for link in links.values():
                 link.close()
@@ -111,7 +116,10 @@ class Worker:
         for part in group.parts:
             if isinstance(part, PrimaryPart):
                 result = part.run(step, seqs, rows)
-                if result is not None:
+                if isinstance(result, Unfinished):
+                    assert self._finisher is not None
+                    self._finisher.put(result)
+                elif result is not None:
                     self._report(result)
             else:
                 heads, stage, pool = part

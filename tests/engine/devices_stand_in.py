@@ -42,7 +42,7 @@ class LateGpu(PlainGpu):
     marks: list[LateMark] = field(default_factory=list)
     made: list[torch.Tensor] = field(default_factory=list)  # all memory it gave on the host
 
-    def mark(self) -> Mark:
+    def mark(self, soon: bool = False) -> Mark:
         mark = LateMark()
         if not self.late:
             mark.passed.set()

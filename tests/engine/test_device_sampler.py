@@ -44,7 +44,7 @@ def both(logits: torch.Tensor, sampling: Sequence[Sampling], device: str) -> tup
     before = logits.clone()
     found, _ = sample_on_device(logits.to(device), sampling, drawing, uniforms(seeds, choices[drawing], positions[drawing]))
     assert logits.equal(before) or logits.isnan().any()
-    assert found.dtype == np.int64
+    assert found.dtype == torch.int32 and found.device.type == device
     return expected.tolist(), found.tolist()
 
 
@@ -106,7 +106,7 @@ def test_the_random_number_alone_decides(device: str) -> None:
     logits = torch.tensor([0.5, 0.25, 0.125, 0.125]).log().expand(200, 4).contiguous()
     u = np.concatenate([[0.0, 1 - 2.0**-53], np.linspace(0, 1, 198, endpoint=False)])
     for sampling in (Sampling(1.0), Sampling(1.0, top_p=0.999999)):
-        found, _ = sample_on_device(logits.to(device), [sampling] * 200, list(range(200)), u)
+        found = sample_on_device(logits.to(device), [sampling] * 200, list(range(200)), u)[0].cpu().numpy()
         expected = np.searchsorted([0.5, 0.75, 0.875], u, side="right")
         assert (found != expected).sum() <= 3, "those on a boundary"
         assert (found[0], found[1]) == (0, 3)
@@ -145,23 +145,27 @@ def test_a_weight_that_is_rounded_otherwise_moves_only_what_lies_on_a_boundary(d
     assert sum(mine != other for mine, other in zip(expected, found, strict=True)) < 8
 
 
-def test_tokens_come_to_the_host_in_one_copy(device: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    copies = []
-    copy = torch.Tensor.cpu
-    monkeypatch.setattr(torch.Tensor, "cpu", lambda tensor: (copies.append(tensor.shape), copy(tensor))[1])
+WAITS = ("cpu", "item", "tolist", "nonzero", "numpy", "__bool__", "__int__")  # for the device, to have their outcome on the host
+
+
+def test_the_host_waits_only_for_what_it_decides(device: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    waits: list[str] = []
+    for name in WAITS:
+        method = getattr(torch.Tensor, name)
+        monkeypatch.setattr(torch.Tensor, name, lambda tensor, *rest, name=name, method=method: (waits.append(name), method(tensor, *rest))[1])
+
+    def waited(logits: torch.Tensor, sampling: Sequence[Sampling]) -> list[str]:
+        waits.clear()
+        drawing = [i for i, row in enumerate(sampling) if row.temperature]
+        sample_on_device(logits, sampling, drawing, np.linspace(0, 0.9, len(drawing)))
+        return waits
+
     logits = torch.randn(8, 5000, generator=torch.Generator().manual_seed(2)).mul(4).to(device)
-    rows = [Sampling(), Sampling(1.0), Sampling(0.7, top_p=0.9), Sampling(1.0, top_k=40)] * 2
-    sample_on_device(logits, rows, [1, 2, 3, 5, 6, 7], np.linspace(0, 0.9, 6))
-    assert len(copies) == 1
-    copies.clear()
-    sample_on_device(logits, [Sampling()] * 8, [], np.zeros(0))
-    assert copies == [(8,)]
-    copies.clear()
-    sample_on_device(logits * 100, [Sampling(0.5, top_k=60)] * 8, list(range(8)), np.linspace(0, 0.9, 8))
-    assert len(copies) == 1, "fewer than 60 tokens weigh anything"
-    copies.clear()
-    sample_on_device(logits * 0, [Sampling(1.0, top_p=0.9)] * 8, list(range(8)), np.linspace(0, 0.9, 8))
-    assert len(copies) == 2, "more than the first candidates were needed"
+    assert waited(logits, [Sampling()] * 8) == []
+    assert waited(logits, [Sampling(), Sampling(1.0), Sampling(0.7, min_p=0.1), Sampling(2.0)] * 2) == []
+    assert waited(logits, [Sampling(), Sampling(1.0), Sampling(0.7, top_p=0.9), Sampling(1.0, top_k=40)] * 2) == ["nonzero"]
+    assert waited(logits * 100, [Sampling(0.5, top_k=60)] * 8) == ["nonzero"], "fewer than 60 tokens weigh anything"
+    assert waited(logits * 0, [Sampling(1.0, top_p=0.9)] * 8) == ["nonzero"], "more than the first candidates were needed"
 
 
 def test_logprobs_are_those_of_the_cpu(device: str) -> None:

@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from heads_script import LAYOUTS, NEW_TOKENS, PROMPTS, Script, Workers, answers_alone, make_plan
+from devices_stand_in import LateMark
+from heads_script import LAYOUTS, NEW_TOKENS, PROMPTS, WAIT_S, Script, Workers, answers_alone, make_plan
 
 from hetserve import _C
-from hetserve.engine.accelerator import Accelerator, EmulatedGpu, Run, make_accelerator
+from hetserve.control.messages import NO_INTS, NO_PAGES, RunStep, Sampling, Start
+from hetserve.engine import accelerator
+from hetserve.engine.accelerator import Accelerator, EmulatedGpu, Mark, Run, make_accelerator
 from hetserve.engine.attention import ITEM_FIELDS, KvMemory
-from hetserve.engine.device_attention import DeviceAttention, compact
+from hetserve.engine.device_attention import DeviceAttention
 from hetserve.engine.graphs import Captured, DecodeGraphs, buckets
 from hetserve.engine.heads import DispatchedAttention
+from hetserve.engine.last_tokens import UNKNOWN, LastTokens
 from hetserve.engine.model import decoder
 from hetserve.engine.model.batch import StepBatch
 from hetserve.engine.model.decoder import Model, Stream
@@ -63,9 +70,72 @@ def test_the_same_tokens(folder: Path, alone: list[list[int]], tmp_path: Path, l
         workers.close()
 
 
+class Behind(EmulatedGpu):
+    """Its marks, but those that are waited for at once, are passed when the test says so."""
+
+    def __init__(self, late: bool) -> None:
+        super().__init__()
+        self.late, self.marks = late, list[LateMark]()
+
+    def mark(self, soon: bool = False) -> Mark:
+        if soon or not self.late:
+            return super().mark(soon)
+        self.marks.append(LateMark())
+        return self.marks[-1]
+
+
+def decoding(number: int, prompt: list[int], heads: int) -> RunStep:
+    """The steps of one sequence: its prompt and first token in the first, with pages for 32, and one more token in each of the others."""
+    nothing = dict.fromkeys(("ends", "grant_slots", "grant_index", "leaves", "joins", "chunk_slots", "chunk_tokens", "chunk_samples"), NO_INTS)
+    changes: dict[str, Any] = {**nothing, "starts": (), "replaces": (), "grant_pages": NO_PAGES, "predicted_s": 0.01}
+    one = np.ones(1, np.int32)
+    if number == 1:
+        pages = np.arange(2 * heads, dtype=np.int32).reshape(2, heads)
+        changes |= {"grant_slots": np.full(2, 1, np.int32), "grant_index": np.arange(2, dtype=np.int32), "grant_pages": pages}
+        changes |= {"starts": (Start(1, 0, 0, np.array(prompt, np.int32), len(prompt), 0, Sampling()),)}
+        changes |= {"chunk_slots": one, "chunk_tokens": one * len(prompt), "chunk_samples": one}
+    elif number == 2:
+        changes |= {"joins": one}
+    return RunStep(number, 0, **changes)
+
+
+def test_steps_are_put_on_the_device_before_the_host_knows_the_tokens_of_the_last(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Here five in a row, of a prompt and of captured steps, and their tokens are those of one step after the other."""
+    before, spec = _C.info()["isa"], load_model(folder)
+    answers = []
+    for late in (False, True):
+        at = Behind(late)
+        monkeypatch.setattr(accelerator, "make_accelerator", lambda kind, index, at=at: at)
+        (tmp_path / str(late)).mkdir()
+        workers = Workers(make_plan(spec, [[(spec.layers, "a")]], kinds=[("a", EMULATED)], max_seqs=2), folder, tmp_path / str(late), True)
+        try:
+            results = []
+            for number in range(1, 6):
+                workers.send(decoding(number, PROMPTS[1], spec.kv_heads), "a")
+                if not late:
+                    results.append(workers.inbox.get(timeout=WAIT_S))
+            until_s = time.monotonic() + WAIT_S
+            while late and len(at.marks) < 5 + spec.layers and time.monotonic() < until_s:  # of each step, and of each layer that stores a prompt
+                time.sleep(0.01)
+            assert workers.inbox.empty(), "the device has done none of them yet"
+            for mark in at.marks:
+                mark.passed.set()
+            results += [workers.inbox.get(timeout=WAIT_S) for _ in range(5 - len(results))]
+        finally:
+            workers.close()
+        answers.append([(one.step, one.tokens.tolist()) for one in results])
+    _C.use_isa(before)
+    assert answers[0] == answers[1] and len({tokens[0] for _, tokens in answers[0]}) > 1
+
+
 class Replaying(EmulatedGpu):
     """Captures as a real GPU does: a replay runs no Python, reads what was there when it was captured, writes where it wrote then, and whoever held
     something before holds the same after it."""
+
+    def warm_up(self, run: Run) -> None:
+        run()
 
     def capture(self, run: Run) -> Run:
         owner = getattr(run, "__self__", None) or next(
@@ -90,12 +160,13 @@ class Replaying(EmulatedGpu):
 
 def held(owner: Captured) -> dict[str, list[torch.Tensor]]:
     """The tensors that an object's pieces leave for each other and for what runs between them."""
-    return {"qkv": list(owner._qkv), "stream": [owner._stream.x, owner._stream.residual], "out": [owner._out]}
+    return {"qkv": list(getattr(owner, "_qkv", [])), "stream": [owner._stream.x, owner._stream.residual], "out": [owner._out]}
 
 
 def restore(owner: Captured, tensors: dict[str, list[torch.Tensor]]) -> None:
-    q, k, v = tensors["qkv"]
-    owner._qkv = (q, k, v)
+    if tensors["qkv"]:
+        q, k, v = tensors["qkv"]
+        owner._qkv = (q, k, v)
     owner._stream = Stream(*tensors["stream"])
     (owner._out,) = tensors["out"]
 
@@ -109,7 +180,8 @@ class Dealt:
 
 
 @pytest.mark.parametrize(("weights", "kv"), [("float32", "float32"), ("float32", "bfloat16")])
-@pytest.mark.parametrize(("whole", "device"), [(True, EmulatedGpu), (False, EmulatedGpu), (False, Replaying)], ids=["whole", "in pieces", "replayed"])
+@pytest.mark.parametrize("whole", [True, False], ids=["whole", "in pieces"])
+@pytest.mark.parametrize("device", [EmulatedGpu, Replaying])
 def test_captured_steps_are_eager_steps(folder: Path, at: Accelerator, weights: str, kv: str, whole: bool, device: type[EmulatedGpu]) -> None:
     """For fewer rows than the graph has, also once other steps have left their traces in its memory. Products of other numbers of rows are summed in
     another order, so the last bits differ."""
@@ -120,18 +192,22 @@ def test_captured_steps_are_eager_steps(folder: Path, at: Accelerator, weights: 
     fill = torch.randn(memories[0].storage.numel() // memories[0].dtype.itemsize).to(memories[0].dtype).view(torch.uint8)
     for memory in memories:
         memory.storage.copy_(fill)
-    graphs = DecodeGraphs(model, spec, memories[0], 8, pages)
+    last = LastTokens(8, at.device)
+    graphs = DecodeGraphs(model, spec, memories[0], 8, pages, last)
     graphs.capture_all(not whole)
     eager = DeviceAttention(memories[1], spec, spec.kv_heads)
     rng = np.random.default_rng(1)
     table = rng.permutation(len(CONTEXTS) * spec.kv_heads * pages).astype(np.int32)
-    seqs = type("Seqs", (), {"page_table": torch.from_numpy(table)})
     for count in (5, 2, 3):
         lengths = np.array(CONTEXTS[:count], np.int32) + 1
         items, slots = decode_items(lengths, spec.kv_heads, pages, table)
         tokens, positions = rng.integers(5, 200, count).astype(np.int32), lengths - 1
-        attend = DispatchedAttention(graphs.begin(items, seqs, slots), [], memories[0].dtype)
-        found = graphs.run(tokens, positions, None, attend if whole else Dealt(attend)).clone()
+        known = np.where(np.arange(count) % 2, tokens, UNKNOWN).astype(np.int32)  # the others were sampled by the step before
+        last.put(torch.arange(count, dtype=torch.int32), torch.from_numpy(tokens))
+        seqs = SimpleNamespace(page_table=torch.from_numpy(table), tokens=np.repeat(known[:, None], 64, 1))
+        rows = SimpleNamespace(row_slots=np.arange(count, dtype=np.int32), positions=positions)
+        attend = DispatchedAttention(graphs.begin(items, seqs, slots, rows), [], memories[0].dtype)
+        found = graphs.run(count, None, attend if whole else Dealt(attend)).clone()
         batch = StepBatch(torch.from_numpy(tokens.astype(np.int64)), torch.from_numpy(positions), None)
         wanted = model.forward(batch, DispatchedAttention(eager.begin(items, table, slots), [], memories[1].dtype))
         tolerance = 1e-4 if kv == "float32" else 0.1
@@ -164,15 +240,6 @@ def test_a_plan_grows_with_its_steps(folder: Path, at: Accelerator) -> None:
         attention(0, q, kv, kv, out := torch.full_like(q, torch.nan))
         dims = spec.group * spec.head_dim
         assert out[:, :dims].isfinite().all() and out[:, dims:].isnan().all()
-
-
-def test_only_the_pages_of_a_step_are_sent() -> None:
-    items = np.array([(0, 1, 0, 4, 17, 0), (1, 1, 0, 0, 16, 0), (2, 1, 0, 9, 33, 0)], np.int32)
-    moved, ids = compact(items, np.arange(100, 200, dtype=np.int32), PAGE)
-    assert ids.tolist() == [104, 105, 100, 109, 110, 111] and moved[:, 3].tolist() == [0, 2, 3]
-    assert items[:, 3].tolist() == [4, 0, 9]
-    none, ids = compact(items[:0], np.arange(4, dtype=np.int32), PAGE)
-    assert len(none) == len(ids) == 0
 
 
 @pytest.mark.parametrize("most", [1, 2, 5, 16, 17, 100, 256])

@@ -242,12 +242,27 @@ def test_moves_are_put_on_the_background_stream(tmp_path):
             yield
             inside.remove(threading.get_ident())
 
-        def mark(self):
-            marked.append(threading.get_ident() in inside)
-            return super().mark()
+        def mark(self, soon=False):
+            if threading.current_thread() is not threading.main_thread():  # which gives the orders
+                marked.append(threading.get_ident() in inside)
+            return super().mark(soon)
 
     with paired(Background(), CpuAccelerator(), torch.float32, local_pair(tmp_path)) as pair:
         for way in ("ab", "ba"):
             pair.order(way)
             assert pair.results[way[1]].get(timeout=WAIT_S).ok
     assert marked and all(marked)
+
+
+def test_a_move_waits_for_the_steps_before_it(tmp_path) -> None:
+    """They have been put on the GPU when it is ordered, and may have to write the pages yet."""
+    at = LateGpu()
+    with paired(at, CpuAccelerator(), torch.float32, local_pair(tmp_path)) as pair:
+        at.late, before = True, len(at.marks)
+        pair.order("ab")
+        time.sleep(0.1)
+        (ordered,) = at.marks[before:]
+        assert ordered.waited == 1 and pair.results["b"].empty()
+        at.late = False
+        at.go_on()
+        assert pair.results["b"].get(timeout=WAIT_S).ok

@@ -97,7 +97,7 @@ def test_float16_rounds_as_torch_does(device: str) -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("columns", [1, 31, 1024, 5000])
+@pytest.mark.parametrize("columns", [1, 31, 1024, 5000, 8195])
 def test_argmax(device: str, dtype: torch.dtype, columns: int) -> None:
     x = torch.randn(7, columns).to(dtype)
     x[1] = 0.5  # the lowest of equal ones
@@ -158,6 +158,49 @@ def test_a_step_that_does_not_fit_is_refused(emulated: None) -> None:
         plan.set(ints([(0, 1, 0, 0, 0, 0)], 6), page_ids, rows)
     with pytest.raises(ValueError, match="expected uint8"):
         _C.DeviceAttentionPlan(batch.pool.pool, 4, 2, 4, 10, 99, torch.empty(10, dtype=torch.uint8), torch.empty(9999, dtype=torch.uint8))
+
+
+def test_what_goes_along_with_a_step_and_where_it_waits(emulated: None) -> None:
+    """The caller's words arrive as they are, only what a step needs of a page table goes along, and the halves of the staging memory take turns."""
+    batch = Batch((Chunk(1, 100), Chunk(1, 40)), 1, 2, 64, torch.bfloat16, "plain")
+    pages = [-(-item[4] // PAGE_TOKENS) for item in batch.items]
+    table, items = torch.full((100,), 10_000, dtype=torch.int32), ints(list(batch.items), 6)  # no page of the pool
+    for at, (item, count) in enumerate(zip(batch.items, pages, strict=True)):
+        items[at, 3] = 60 - 30 * at
+        table[60 - 30 * at :][:count] = ints(batch.page_ids)[item[3] :][:count]
+    device_bytes, host_bytes = _C.DeviceAttentionPlan.bytes(batch.pool.pool, 2, 2, 2, sum(pages), 5)
+    memory, staging = torch.zeros(device_bytes, dtype=torch.uint8), torch.zeros(host_bytes, dtype=torch.uint8)
+    plan = _C.DeviceAttentionPlan(batch.pool.pool, 2, 2, 2, 2, sum(pages), memory, staging, 5)
+    first, halves = plan.first_word, staging.chunk(2)
+    for turn in range(3):
+        assert plan.half == turn % 2
+        words, other = halves[turn % 2][first:][:20].view(torch.int32), halves[1 - turn % 2].clone()
+        words.copy_(torch.arange(5, dtype=torch.int32) + turn)
+        plan.set(items, table, batch.rows)
+        assert memory[first:][:20].view(torch.int32).tolist() == [turn, turn + 1, turn + 2, turn + 3, turn + 4]
+        assert torch.equal(other, halves[1 - turn % 2])
+        out = torch.full_like(batch.q, math.nan)
+        _C.attention(plan, 1, batch.q, out, 64**-0.5)
+        batch.check(out.reshape(batch.rows, 1, 2, 64))
+
+
+def test_items_that_name_a_row_and_head_twice_are_refused(emulated: None) -> None:
+    """Or there would be more of them than blocks."""
+    batch = Batch((Chunk(1, 20),), 1, 1, 64, torch.bfloat16, "plain")
+    with pytest.raises(ValueError, match="named twice"):
+        device_plan(batch, 2, 2, 9).set(ints([*batch.items, *batch.items], 6), ints(batch.page_ids), batch.rows)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_attention_is_launched_with_the_blocks_that_so_many_rows_can_have(emulated: None, seed: int) -> None:
+    batch, rng = Batch((Chunk(1, 20),), 3, 4, 64, torch.bfloat16, "plain"), random.Random(seed)
+    plan = device_plan(batch, 64 * 3, 64 * 3, 10**6)
+    for rows in (1, 2, 8, 64):
+        items = [(row, 1, head, 0, rng.choice([1, 300, 5000, 40_000]), 0) for row in range(rows) for head in range(3) if rng.random() < 0.9]
+        tasks, merges, _ = _C.device_split(ints(items, 6), 4, 4)
+        most_tasks, most_merges = plan.most(rows)
+        assert len(tasks) <= most_tasks <= plan.most(64)[0] and len(merges) <= most_merges <= plan.most(64)[1]
+    assert plan.most(1)[0] <= 3 + 4 * 4 and plan.most(1)[1] <= 3 < plan.most(64)[1]
 
 
 def test_a_plan_that_is_not_set_does_not_run(emulated: None) -> None:

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 class StepBatch:
     """One row per token; the tokens of a chunk are consecutive rows in order of position. What each row attends to is known to `attend` alone."""
 
-    token_ids: torch.Tensor  # int64 [rows]
+    token_ids: torch.Tensor  # int32 or int64 [rows]
     positions: torch.Tensor  # int32 [rows] 0-based position in its sequence
     sample_rows: torch.Tensor | None  # int64 [n_sample] rows whose logits are wanted, in this order; None: every row
 
