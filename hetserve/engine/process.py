@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 from hetserve.engine.wire import FROM_WORKER, TO_WORKER, Failed, MoveResult, Ready, StepResult, WorkerConfig
 from hetserve.errors import HetserveError
+from hetserve.spec.cluster import CUDA
 
 if TYPE_CHECKING:
     import zmq
@@ -35,6 +36,10 @@ ISA_CAPS: dict[str, dict[str, str]] = {
 # (the server, a client) wants one of the cores: measured, 770 ms for a decode step that takes 22 ms on a quiet machine, and 90 ms so.
 SPIN_COUNT = 20_000
 
+# Of the GPU, for a process's streams: as many as there can be, instead of 8. Each NCCL communicator has a stream of its own, and of two that share
+# a queue one stands behind a receive that waits for the other's message.
+QUEUES = "32"
+
 
 def confine(config: WorkerConfig) -> None:
     """Pins this process to its cores, one compute thread to each, and caps its instruction sets. Before torch is imported.
@@ -48,6 +53,8 @@ def confine(config: WorkerConfig) -> None:
     os.environ["GOMP_SPINCOUNT"] = str(SPIN_COUNT)
     os.environ["THP_MEM_ALLOC_ENABLE"] = "1"  # torch's own: weights in huge pages, a tenth off a decode step
     os.environ.update(ISA_CAPS[config.isa] if config.isa else {})
+    if config.kind == CUDA:
+        os.environ["CUDA_DEVICE_MAX_CONNECTIONS"] = QUEUES
 
 
 def serve_steps(config: WorkerConfig, wanted: Callable[[], bool], steps: zmq.Socket, results: zmq.Socket) -> None:

@@ -11,7 +11,9 @@ from test_transport import gloo_pair, local_pair
 
 from hetserve.engine.accelerator import CpuAccelerator
 from hetserve.engine.transport import staged as staged_module
+from hetserve.engine.transport.dispatch import Part
 from hetserve.engine.transport.link import PeerLost
+from hetserve.engine.transport.posting import make_dispatch, make_exchange
 from hetserve.engine.transport.staged import Buffers, StagedLink
 
 WAIT_S = 10
@@ -69,6 +71,39 @@ def test_a_message_leaves_when_the_copy_to_the_host_is_done():
     at.go_on()
     sending.join(WAIT_S)
     assert [(passed, data.tolist(), tag) for passed, data, tag in steps] == [(True, [1.0] * 4, 7)]
+
+
+def test_a_layers_messages_leave_once_the_device_has_its_own_work(tmp_path):
+    """`send` waits for no copy; `collect` sends to all workers before it waits for the answer of any."""
+    at = LateGpu()
+    pairs, q, k = torch.tensor([[0, 0]], dtype=torch.int32), torch.randn(1, 32), torch.randn(1, 16)
+    there, parts, answers = [], [], []
+    for number in range(2):
+        (tmp_path / str(number)).mkdir()
+        here, other = local_pair(tmp_path / str(number))
+        there.append(other)
+        exchange = make_exchange(StagedLink(here, at), 1)
+        packet, answer = torch.zeros(64), torch.zeros(1, 32)
+        exchange.begin(packet, answer, torch.zeros(1, 32), 1, WAIT_S)
+        parts.append(Part(exchange, pairs, packet[:32].view(1, 32), packet[32:48].view(1, 16), packet[48:].view(1, 16), (answer, answer)))
+    dispatch = make_dispatch(parts)
+    at.late, before = True, len(at.marks)
+    dispatch.send(q, k, k)
+    copied = at.marks[before:]
+    assert len(copied) == 2 and not any(mark.waited for mark in copied)
+    collecting = threading.Thread(target=lambda: answers.append(dispatch.collect(torch.zeros(1, 32))))
+    collecting.start()
+    collecting.join(0.1)
+    assert collecting.is_alive() and copied[0].waited == 1
+    at.late = False
+    at.go_on()
+    for link in reversed(there):  # the second worker is told before the first has answered
+        link.post_recv(into := torch.zeros(64), 1).wait(WAIT_S)
+        assert torch.equal(into, torch.cat([q[0], k[0], k[0]]))
+    for link in there:
+        link.isend(torch.ones(1, 32), 1)
+    collecting.join(WAIT_S)
+    assert len(answers) == 1
 
 
 def test_a_buffer_is_used_again_when_the_copy_to_the_device_is_done(tmp_path):

@@ -16,6 +16,7 @@ import torch
 from hetserve import _C
 from hetserve.engine.transport.exchange import Exchange
 from hetserve.engine.transport.link import PeerLost
+from hetserve.engine.transport.staged import StagedExchange
 
 
 @dataclass(frozen=True)
@@ -34,7 +35,10 @@ class Dispatch(Protocol):
     """One step's. A worker that is lost is told no more and answers zeros: the controller drops its rows."""
 
     def send(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> None:
-        """Sends every worker what it needs for one layer. q: [rows, q_heads * head_dim]; k, v: [rows, kv_heads * head_dim]."""
+        """Sends every worker what it needs for one layer; from a GPU it leaves with `collect`, once this device's own work has been put there.
+
+        q: [rows, q_heads * head_dim]; k, v: [rows, kv_heads * head_dim].
+        """
 
     def collect(self, out: torch.Tensor) -> float:
         """Puts the workers' answers where they belong in out [rows, q_heads * head_dim]. Returns seconds waited."""
@@ -45,6 +49,7 @@ class LinkDispatch:
 
     def __init__(self, parts: Sequence[Part]) -> None:
         self._parts = parts
+        self._staged = [part.exchange for part in parts if isinstance(part.exchange, StagedExchange)]
 
     def send(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> None:
         for part in self._parts:
@@ -57,6 +62,9 @@ class LinkDispatch:
 
     def collect(self, out: torch.Tensor) -> float:
         waited_s = 0.0
+        for exchange in self._staged:
+            with suppress(PeerLost):
+                exchange.leave()
         for part in self._parts:
             began_s = time.perf_counter()
             answer = _receive(part)

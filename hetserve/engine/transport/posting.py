@@ -11,13 +11,14 @@ from hetserve.engine.transport.dispatch import Dispatch, LinkDispatch, Part
 from hetserve.engine.transport.exchange import Exchange, LinkExchange
 from hetserve.engine.transport.gloo import GlooLink, _net
 from hetserve.engine.transport.link import Link
+from hetserve.engine.transport.staged import StagedExchange, StagedLink
 
 
 def make_exchange(link: Link, tag: int) -> Exchange:
     """Messages of one tag over a link."""
     if _net is not None and isinstance(link, GlooLink):
         return _net.Exchange(link.pair, tag)
-    return LinkExchange(link, tag)
+    return StagedExchange(link, tag) if isinstance(link, StagedLink) else LinkExchange(link, tag)
 
 
 def make_dispatch(parts: Sequence[Part]) -> Dispatch:

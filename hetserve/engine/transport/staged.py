@@ -6,10 +6,12 @@ The other end sees the same messages and need not know. Only tensors that lie on
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Callable
 
 import torch
 
 from hetserve.engine.accelerator import Accelerator, Mark
+from hetserve.engine.transport.exchange import LinkExchange
 from hetserve.engine.transport.link import Link, Pending
 
 LEAST_BYTES = 4096  # of a buffer; sizes are powers of two
@@ -43,11 +45,16 @@ class StagedLink:
         """As every link's; returns when the current stream has come as far as the copy to the host, as nobody would send it on later."""
         if data.device != self._at.device:
             return self._link.isend(data, tag)
+        departure = self.hand_in(data, tag)
+        departure.leave()
+        return departure
+
+    def hand_in(self, data: torch.Tensor, tag: int) -> Departure:
+        """`isend` of what lies on the device, for somebody who puts more on the stream before calling `leave`."""
         buffer = self._buffers.take(data.nbytes)
         staged = view_as(buffer, data)
         staged.copy_(data, non_blocking=True)
-        self._at.mark().wait()
-        return _Departure(self._at, self._buffers, buffer, self._link.isend(staged, tag))
+        return Departure(self._at, self._buffers, buffer, self._at.mark(soon=True), lambda: self._link.isend(staged, tag))
 
     def close(self) -> None:
         self._link.close()
@@ -84,15 +91,54 @@ def view_as(buffer: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
     return buffer[: like.nbytes].view(like.dtype).view(like.shape)
 
 
-class _Departure:
-    """A send under way. A buffer that could not be sent is not used again: the link may still be reading it."""
+class Departure:
+    """A send under way. A buffer that could not be sent is not used again: the link may still be reading it.
 
-    def __init__(self, at: Accelerator, buffers: Buffers, buffer: torch.Tensor, sending: Pending) -> None:
-        self._at, self._buffers, self._buffer, self._sending = at, buffers, buffer, sending
+    Args:
+        copied: passed when the device has filled the buffer.
+        send: gives it to the link between the hosts.
+    """
+
+    def __init__(self, at: Accelerator, buffers: Buffers, buffer: torch.Tensor, copied: Mark, send: Callable[[], Pending]) -> None:
+        self._at, self._buffers, self._buffer, self._copied, self._send = at, buffers, buffer, copied, send
+        self._sending: Pending | None = None
+
+    def leave(self) -> None:
+        """Waits for the copy to the host and sends, unless that has been done."""
+        if self._sending is None:
+            self._copied.wait()
+            self._sending = self._send()
 
     def wait(self, timeout_s: float) -> None:
+        self.leave()
+        assert self._sending is not None
         self._sending.wait(timeout_s)
-        self._buffers.give(self._buffer, self._at.mark())
+        self._buffers.give(self._buffer, self._copied)
+
+
+class StagedExchange(LinkExchange):
+    """An `Exchange` over a staged link whose `send` waits for nothing: it puts the copy on the stream, and what is put there next does not wait until
+    the message is under way. `leave` sends it, or else the next wait of this exchange does."""
+
+    def __init__(self, link: StagedLink, tag: int) -> None:
+        super().__init__(link, tag)
+        self._staged = link
+        self._leaving: Departure | None = None
+
+    def send(self) -> None:
+        with self._open_link():
+            self._sending = self._leaving = self._staged.hand_in(self._outgoing, self._tag)
+
+    def leave(self) -> None:
+        """Sends what has been handed in."""
+        if self._leaving is not None:
+            leaving, self._leaving = self._leaving, None
+            with self._open_link():
+                leaving.leave()
+
+    def receive(self) -> int:
+        self.leave()
+        return super().receive()
 
 
 class _Arrival:
