@@ -116,14 +116,15 @@ void put(uint8_t* to, const std::vector<T>& values) {
 int64_t put_page_ids(const DeviceAttentionPlan& plan, const AttentionItem* items, const int32_t* ids, std::vector<AttentionHead>& heads, int32_t* to) {
   const int64_t page_tokens = plan.pool->pages.page_tokens;
   int64_t used = 0;
+  bool own = true;
   for (size_t i = 0; i < heads.size(); ++i) {
     const int64_t pages = (int64_t{items[i].length} + page_tokens - 1) / page_tokens;
     HETSERVE_CHECK(used + pages <= plan.most_pages, "items: more pages than the plan has room for, ", plan.most_pages);
-    std::memcpy(to + used, ids + items[i].page_begin, pages * sizeof(int32_t));
+    own &= copy_page_ids(ids + items[i].page_begin, pages, plan.pool->pages.pages, to + used);
     heads[i].page_begin = static_cast<int32_t>(used);
     used += pages;
   }
-  check_page_ids(*plan.pool, to, used, "page_ids");
+  if (!own) check_page_ids(*plan.pool, to, used, "page_ids");
   return used;
 }
 

@@ -65,6 +65,16 @@ SplitPlan device_split(const AttentionItem* items, int64_t n, int64_t group, int
   return plan;
 }
 
+bool copy_page_ids(const int32_t* from, int64_t n, int64_t pages, int32_t* to) {
+  const uint32_t end = static_cast<uint32_t>(pages);
+  uint32_t outside = 0;
+  for (int64_t i = 0; i < n; ++i) {
+    to[i] = from[i];
+    outside |= static_cast<uint32_t>(from[i]) >= end ? 1u : 0u;  // a negative id is a huge unsigned one
+  }
+  return outside == 0;
+}
+
 DeviceCapacity device_capacity(int64_t items, int64_t item_rows, int64_t group, int blocks) {
   const int64_t spare = blocks * kTasksPerBlock, tiles = items + item_rows / tile_rows(group);
   // A tile in pieces costs over 1.5 targets, and all cost at most `spare` of them: so few are cut, into at most whole / target + 1 pieces.

@@ -15,6 +15,9 @@ constexpr int kDeviceChunkTokens = 64;  // what a block reads at once; pieces of
 // Items must have been checked.
 SplitPlan device_split(const AttentionItem* items, int64_t n, int64_t group, int blocks);
 
+// Copies page ids of a pool of so many pages. Returns whether all of them are its own.
+bool copy_page_ids(const int32_t* from, int64_t n, int64_t pages, int32_t* to);
+
 // No step of at most `items` items, with at most `item_rows` rows in all of them together, has more than this.
 struct DeviceCapacity {
   int64_t tasks, merges, partials;
