@@ -17,7 +17,7 @@ from heads_script import LAYOUTS, NEW_TOKENS, PROMPTS, WAIT_S, Script, Workers, 
 from hetserve import _C
 from hetserve.control.messages import NO_INTS, NO_PAGES, RunStep, Sampling, Start
 from hetserve.engine import accelerator
-from hetserve.engine.accelerator import Accelerator, EmulatedGpu, Mark, Run, make_accelerator
+from hetserve.engine.accelerator import Accelerator, CpuAccelerator, EmulatedGpu, Mark, Run, make_accelerator
 from hetserve.engine.attention import ITEM_FIELDS, KvMemory
 from hetserve.engine.device_attention import DeviceAttention
 from hetserve.engine.graphs import Captured, DecodeGraphs, buckets
@@ -73,12 +73,12 @@ def test_the_same_tokens(folder: Path, alone: list[list[int]], tmp_path: Path, l
 class Behind(EmulatedGpu):
     """Its marks, but those that are waited for at once, are passed when the test says so."""
 
-    def __init__(self, late: bool) -> None:
+    def __init__(self) -> None:
         super().__init__()
-        self.late, self.marks = late, list[LateMark]()
+        self.marks = list[LateMark]()
 
     def mark(self, soon: bool = False) -> Mark:
-        if soon or not self.late:
+        if soon:
             return super().mark(soon)
         self.marks.append(LateMark())
         return self.marks[-1]
@@ -102,25 +102,26 @@ def decoding(number: int, prompt: list[int], heads: int) -> RunStep:
 def test_steps_are_put_on_the_device_before_the_host_knows_the_tokens_of_the_last(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Here five in a row, of a prompt and of captured steps, and their tokens are those of one step after the other."""
+    """Here five in a row, of a prompt and of captured steps, and their tokens are those of one step after the other, on a CPU."""
     before, spec = _C.info()["isa"], load_model(folder)
     answers = []
     for late in (False, True):
-        at = Behind(late)
+        at = Behind() if late else CpuAccelerator()
         monkeypatch.setattr(accelerator, "make_accelerator", lambda kind, index, at=at: at)
         (tmp_path / str(late)).mkdir()
-        workers = Workers(make_plan(spec, [[(spec.layers, "a")]], kinds=[("a", EMULATED)], max_seqs=2), folder, tmp_path / str(late), True)
+        kinds = [("a", EMULATED)] if late else []
+        workers = Workers(make_plan(spec, [[(spec.layers, "a")]], kinds=kinds, max_seqs=2), folder, tmp_path / str(late), True)
         try:
             results = []
             for number in range(1, 6):
                 workers.send(decoding(number, PROMPTS[1], spec.kv_heads), "a")
                 if not late:
                     results.append(workers.inbox.get(timeout=WAIT_S))
-            until_s = time.monotonic() + WAIT_S
-            while late and len(at.marks) < 5 + spec.layers and time.monotonic() < until_s:  # of each step, and of each layer that stores a prompt
+            until_s, marks = time.monotonic() + WAIT_S, 5 + spec.layers  # of each step, and of each layer that stores a prompt
+            while isinstance(at, Behind) and len(at.marks) < marks and time.monotonic() < until_s:
                 time.sleep(0.01)
             assert workers.inbox.empty(), "the device has done none of them yet"
-            for mark in at.marks:
+            for mark in at.marks if isinstance(at, Behind) else ():
                 mark.passed.set()
             results += [workers.inbox.get(timeout=WAIT_S) for _ in range(5 - len(results))]
         finally:
