@@ -14,7 +14,6 @@ if TYPE_CHECKING:
     from hetserve.cost.gpu import GpuCosts, Prediction
     from hetserve.profile.published.check import Error, Report
     from hetserve.profile.published.gather import Published
-    from hetserve.spec.model import ModelSpec
 
     from .console import Screen
 
@@ -76,8 +75,9 @@ def step(device: str, model: str, tp: int, link: str, batch: int, context: int, 
     from hetserve.cost.gpu import GpuCosts
 
     from .console import Screen
+    from .shapes import shape_of
 
-    screen, shape = Screen(as_json), _shape(model)
+    screen, shape = Screen(as_json), shape_of(model)
     costs = GpuCosts(device, shape, tp, link)
     told = costs.decode(batch, context) if prompt is None else costs.prefill(batch, prompt)
     asked = {"device": costs.known.device, "model": shape.name, "tp": tp, "batch": batch, "context": None if prompt else context, "prompt": prompt}
@@ -139,13 +139,6 @@ def _gather(data: Path | None) -> Published:
             hint="`hetserve workload fetch vidur -o DIR` gets some; --data DIR, or the environment's HETSERVE_DATA, names the folder",
         )
     return gather(folder)
-
-
-def _shape(name: str) -> ModelSpec:
-    from hetserve.catalog import rows
-    from hetserve.spec.load import load_model
-
-    return load_model(name) if Path(name).is_dir() else rows.model(name)
 
 
 def _said(report: Report, published: Published) -> dict[str, Any]:

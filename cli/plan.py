@@ -24,7 +24,7 @@ MIB = 2**20
 @click.option("--svg", type=click.Path(dir_okay=False, path_type=Path), help="Draw the cluster, its groups and the flow between them into this file.")
 @click.option("--schema", is_flag=True, help="Print the JSON schema of plan files instead.")
 @click.option("--json", "as_json", is_flag=True, help="Print the plan and its price as one JSON object.")
-def plan(model: Path | None, output: Path | None, svg: Path | None, schema: bool, as_json: bool, **given: Any) -> None:
+def plan(model: str | None, output: Path | None, svg: Path | None, schema: bool, as_json: bool, **given: Any) -> None:
     """Lay a model out over the devices of a cluster."""
     import json
     from dataclasses import asdict
@@ -119,17 +119,17 @@ def _render(made: Plan, screen: Screen) -> None:
 
 
 def _predict(made: Plan, screen: Screen) -> None:
-    """Steps of each stage that one device computes, as the costs see them; of tensor-parallel ones the planner's notes tell."""
+    """Steps of each stage, as the costs see them."""
     from hetserve.cost.costs import Costs
 
     costs = Costs(made.model.shape, made.model.dtype, made.cluster, made.profile)
     for stage in (stage for group in made.groups for stage in group.stages):
-        if len(stage.primary) > 1:
-            continue
-        (device,) = stage.primary
-        step, weights = costs.stage_cost(device, stage.layers, stage.weights), costs.weight_bytes(device, stage.layers, stage.weights)
-        decode_s, prefill_s = step.step_s(32, 32, 32 * 1024, 0.0), step.step_s(1024, 1, 0, 1024 * 512.0)
+        ranks, device = len(stage.primary), stage.primary[0]
+        step = costs.stage_cost(device, stage.layers, stage.weights, ranks)
+        weights = costs.weight_bytes(device, stage.layers, stage.weights, ranks)
+        decode_s, prefill_s = step.step_s(32, 32, 32 * 1024, 0.0, 32), step.step_s(1024, 1, 0, 1024 * 512.0)
+        names = f"{', '.join(stage.primary)}{', each' if ranks > 1 else ''}"
         screen.say(
-            f"{device}: weights {weights / MIB:,.0f} MiB; predicted: decode of 32 x 1,024 tokens {decode_s * 1e3:,.0f} ms a step, "
+            f"{names}: weights {weights / MIB:,.0f} MiB; predicted: decode of 32 x 1,024 tokens {decode_s * 1e3:,.0f} ms a step, "
             f"prefill of 1,024 tokens {prefill_s * 1e3:,.0f} ms ({step.source})"
         )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -58,11 +59,12 @@ OPTIONS = (
     click.option("--delta", type=click.FloatRange(0), help=f"hetis: what leaving products to fewer devices may cost  [default: {Options.delta}]"),
     click.option("--heads", type=click.Choice(HEADS), help="hetis: how head groups are placed  [default: exact]"),
     click.option("--theta", type=_Theta(), help=f"hetis: drift at which a running request is placed anew, or off  [default: {Options.theta}]"),
+    click.option("--workload", help="Load the plan is made for: azure-conv, sharegpt, arxiv, ...; one class of it: azure-conv:HPHD; or a trace file"),
     click.option("--mean-input-len", type=click.FloatRange(1), help=_lengths("prompt", TYPICAL.input_tokens)),
     click.option("--mean-output-len", type=click.FloatRange(1), help=_lengths("answer", TYPICAL.output_tokens)),
     click.option("--mean-concurrency", type=click.FloatRange(1), help="Requests of that load under way at once  [default: as many as fit]"),
 )
-MODEL_OPTION = click.option("--model", type=click.Path(path_type=Path), help="A Hugging Face model folder.")
+MODEL_OPTION = click.option("--model", help="A Hugging Face model folder, or a model of the catalog, as Llama-2-70B.")
 
 
 def plan_options(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -72,7 +74,7 @@ def plan_options(command: Callable[..., Any]) -> Callable[..., Any]:
     return command
 
 
-def make_plan(model: Path | None, given: dict[str, Any], more: Sequence[tuple[str, Any]] = ()) -> Plan:
+def make_plan(model: str | None, given: dict[str, Any], more: Sequence[tuple[str, Any]] = ()) -> Plan:
     """The plan that the flags describe. Takes its flags out of `given`.
 
     Args:
@@ -81,13 +83,14 @@ def make_plan(model: Path | None, given: dict[str, Any], more: Sequence[tuple[st
     Raises:
         UsageError: no model; SpecError, ModelError, ResourceError, UnsupportedError: what cannot be.
     """
-    from hetserve.spec.load import load_model
     from hetserve.systems import system
+
+    from .shapes import shape_of
 
     system(given["system"] or SYSTEM)  # a misspelt one is said before a missing model
     if model is None:
-        raise UsageError("A plan is for a model, and none was named.", "--model FOLDER; `hetserve model make tiny` writes one to try")
-    return plan_of(load_model(model), given, more)
+        raise UsageError("A plan is for a model, and none was named.", "--model FOLDER or NAME; `hetserve model make tiny` writes one to try")
+    return plan_of(shape_of(model), given, more)
 
 
 def plan_of(spec: ModelSpec, given: dict[str, Any], more: Sequence[tuple[str, Any]] = ()) -> Plan:
@@ -115,7 +118,7 @@ def plan_of(spec: ModelSpec, given: dict[str, Any], more: Sequence[tuple[str, An
 def load_of(given: dict[str, Any]) -> Workload | None:
     """The load that the flags describe; None: they say nothing of it. Takes nothing out of `given`."""
     load = {"input_tokens": given["mean_input_len"], "output_tokens": given["mean_output_len"], "concurrency": given["mean_concurrency"]}
-    known = {name: value for name, value in load.items() if value is not None}
+    known = _means(given["workload"]) | {name: value for name, value in load.items() if value is not None}
     return replace(TYPICAL, **known) if known else None
 
 
@@ -128,6 +131,28 @@ def _planning(given: dict[str, Any]) -> tuple[dict[str, Any], Workload | None]:
     if theta == float("inf"):
         chosen["theta"] = None
     load = load_of(given)
-    for name in ("mean_input_len", "mean_output_len", "mean_concurrency"):
+    for name in ("workload", "mean_input_len", "mean_output_len", "mean_concurrency"):
         given.pop(name)
     return chosen, load
+
+
+def _means(workload: str | None) -> dict[str, float]:
+    """Mean lengths of a committed length table, of one of its classes, or of a trace file; none of no workload."""
+    from hetserve.systems import unknown
+    from hetserve.trace import files, tables
+
+    if workload is None:
+        return {}
+    folder = resources.files("hetserve.workloads") / "lengths"
+    names = sorted(file.name.removesuffix(".toml") for file in folder.iterdir() if file.name.endswith(".toml"))
+    name, _, only = workload.partition(":")
+    if name in names:
+        table = files.read_table(Path(str(folder / f"{name}.toml")))
+        if only and only not in [label for label, _, _ in tables.CLASSES]:
+            raise unknown("class", only, [label for label, _, _ in tables.CLASSES])
+        inputs, outputs = tables.means(tables.narrowed(table, only) if only else table)
+    elif Path(workload).is_file():
+        inputs, outputs = files.parse(files.read_bytes(Path(workload)), Path(workload)).mean(axis=0).tolist()
+    else:
+        raise unknown("workload", workload, names)
+    return {"input_tokens": inputs, "output_tokens": max(outputs, 1.0)}

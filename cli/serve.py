@@ -186,7 +186,7 @@ def _require_agreement(plan: Plan, given: dict[str, Any]) -> None:
     """Raises UsageError for flags that contradict the plan."""
     from hetserve.spec.cluster import parse_bytes
 
-    for name in ("profile", "delta", "heads", "theta", "mean_input_len", "mean_output_len", "mean_concurrency"):
+    for name in ("profile", "delta", "heads", "theta", "workload", "mean_input_len", "mean_output_len", "mean_concurrency"):
         if given[name] is not None:
             raise UsageError(f"--plan is made already, so --{name.replace('_', '-')} cannot be given too", "make another plan")
     kv_bytes = parse_bytes(given["kv_memory"], "--kv-memory") if given["kv_memory"] else 0

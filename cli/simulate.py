@@ -59,7 +59,7 @@ _folder = click.Path(file_okay=False, path_type=Path)
 @click.option("--plot", type=_file, help="Draw throughput and latencies in this file (.svg, .png, .pdf), with matplotlib.")
 @click.option("--csv", type=_file, help="Write a row for each system and rate in this file.")
 @click.option("--json", "as_json", is_flag=True, help="Print the result as one JSON object.")
-def simulate(model: Any, as_json: bool, **given: Any) -> None:
+def simulate(model: str | None, as_json: bool, **given: Any) -> None:
     """Run plans on a workload without the devices.
 
     A plan file, or --system A,B,C: each is planned for the same cluster, model and requests; the others are called as `hetserve bench` calls

@@ -46,7 +46,7 @@ class Runs:
     faults: list[Fault]
 
 
-def resolve(model: Any, given: dict[str, Any], screen: Screen) -> Runs:
+def resolve(model: str | None, given: dict[str, Any], screen: Screen) -> Runs:
     """What the flags describe.
 
     Raises:
@@ -71,13 +71,15 @@ def resolve(model: Any, given: dict[str, Any], screen: Screen) -> Runs:
     return Runs(found, missing, requests(given, longest), at, broken)
 
 
-def _plan_file(path: Path, model: Any) -> Plan:
+def _plan_file(path: Path, model: str | None) -> Plan:
     """The plan in a file, which no flag may contradict; a model that is named must be the plan's.
 
     Raises:
         UsageError: a flag about planning; SpecError: no plan, or one for another model.
     """
-    from hetserve.spec.load import load_model, load_plan
+    from hetserve.spec.load import load_plan
+
+    from .shapes import shape_of
 
     context = click.get_current_context()
     names = {option.name: option.opts[0] for option in plan_options(lambda: None).__click_params__}  # type: ignore[attr-defined]
@@ -86,7 +88,7 @@ def _plan_file(path: Path, model: Any) -> Plan:
             raise UsageError(f"--plan is made already, so {flag} cannot be given too", "leave --plan out: the plan is then made here")
     plan = load_plan(path)
     if model is not None:
-        plan.require_model(load_model(model))
+        plan.require_model(shape_of(model))
     return plan
 
 
@@ -104,14 +106,14 @@ def _asked(text: str) -> list[Asked]:
 
 
 def _planned(
-    model: Any, asked: Sequence[Asked], given: Mapping[str, Any], drawn: Workload, screen: Screen
+    model: str | None, asked: Sequence[Asked], given: Mapping[str, Any], drawn: Workload, screen: Screen
 ) -> tuple[dict[str, Plan], dict[str, str], list[HetserveError]]:
     """Every system's plan for the requests that were drawn, unless flags say what load to plan for."""
     from hetserve.control.config import config_from_plan
 
     inputs, outputs = drawn.lengths.input_tokens, drawn.lengths.output_tokens
     means = {"mean_input_len": max(1.0, sum(inputs) / len(inputs)), "mean_output_len": sum(outputs) / len(outputs)}
-    load = {name: mean if given[name] is None else given[name] for name, mean in means.items()}
+    load = {} if given["workload"] is not None else {name: mean if given[name] is None else given[name] for name, mean in means.items()}
     found: dict[str, Plan] = {}
     missing: dict[str, str] = {}
     errors: list[HetserveError] = []

@@ -16,6 +16,7 @@ from hetserve.catalog import rows as catalog
 from hetserve.cost.curve import NOTHING
 from hetserve.cost.device_memory import attention_worker_bytes, primary_bytes
 from hetserve.cost.gpu import GpuCosts
+from hetserve.cost.library import across
 from hetserve.cost.measured import measured_step
 from hetserve.cost.ranks import shared
 from hetserve.cost.rates import device_rates
@@ -140,7 +141,7 @@ class Costs:
         if declared is not None:
             told = LinkCost(self._vector_bytes / declared.bytes_per_s, declared.latency_s, declared.bytes_per_s, "link: declared")
         if self.profile is None:
-            return told or LinkCost(self._vector_bytes / LINK_BYTES, LINK_S, LINK_BYTES, "link: between processes of one machine")
+            return told or self._undeclared(source, target)
         known = self.profile.link(source, target)
         if known is None:
             raise SpecError(f"the profile knows no link from {source!r} to {target!r}", "`hetserve profile` measures it")
@@ -208,6 +209,17 @@ class Costs:
         if link.kind or PEER_LEAST <= link.bytes_per_s / own.bytes_per_s <= PEER_MOST:
             return gpu_costs(known.gpu, self.model, ranks, link.kind)
         return gpu_costs(known.gpu, self.model, ranks, "", Wire(link.bytes_per_s, False, link.latency_s))
+
+    def _undeclared(self, source: str, target: str) -> LinkCost:
+        """Between two GPUs of the catalog on one node: their own link, or the slower of what joins unlike ones to their host."""
+        one, other = self.cluster.device(source), self.cluster.device(target)
+        if not (one.gpu and other.gpu and one.node == other.node):
+            return LinkCost(self._vector_bytes / LINK_BYTES, LINK_S, LINK_BYTES, "link: between processes of one machine")
+        here, there = catalog.device(one.gpu), catalog.device(other.gpu)
+        names = (here.peer,) if here == there else (here.host, there.host)
+        row = min((catalog.link(name) for name in names), key=lambda link: link.bytes_per_s)
+        bytes_per_s = row.bytes_per_s * across().share
+        return LinkCost(self._vector_bytes / bytes_per_s, row.latency_s, bytes_per_s, f"link: catalog, {row.name}")
 
     def _roofline(self, device: str, layers: tuple[int, int], weights: str) -> StepCost:
         """By rates of its kind."""

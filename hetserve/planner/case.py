@@ -11,6 +11,7 @@ from hetserve.cost.costs import Costs, HeadCost
 from hetserve.cost.roofline import StepCost
 from hetserve.errors import ResourceError, UsageError
 from hetserve.planner.options import TYPICAL, Options
+from hetserve.planner.sound import require_sound
 from hetserve.spec.cluster import Cluster, Device
 from hetserve.spec.model import ModelSpec
 from hetserve.spec.plan import HEADS, Stage
@@ -137,11 +138,11 @@ def kind_of(device: Device) -> tuple[str, str, str, int, str]:
 
 
 def open_case(cluster: Cluster, model: ModelSpec, workload: Workload | None, options: Options) -> Case:
-    """Checks what the user fixed.
+    """Checks what the user fixed, and the cluster.
 
     Raises:
-        UsageError: options that contradict each other. ResourceError: sequences longer than the model takes.
-        SpecError: a profile of another model, dtype or cluster.
+        UsageError: options that contradict each other. ResourceError: sequences longer than the model takes, or too little memory in all.
+        SpecError: a profile of another model, dtype or cluster; a cluster whose nodes are apart or whose GPUs nobody knows.
     """
     if options.max_step_tokens < options.max_seqs:
         raise UsageError(f"a step of {options.max_step_tokens} tokens has no room for {options.max_seqs} decoding sequences", "lower --max-num-seqs")
@@ -152,6 +153,7 @@ def open_case(cluster: Cluster, model: ModelSpec, workload: Workload | None, opt
     if options.delta < 0 or (options.theta is not None and not options.theta > 0):
         raise UsageError("delta must be at least 0, and theta positive", "--theta off places no running request anew")
     dtype = options.dtype or ("float32" if model.dtype == "float32" else "bfloat16")
+    require_sound(cluster, model, dtype, options.profile is not None)
     if options.profile is not None:
         require(options.profile, cluster, model, dtype)
     return Case(cluster, model, dtype, workload or TYPICAL, options, Costs(model, dtype, cluster, options.profile))

@@ -80,12 +80,14 @@ def parse(raw: bytes, path: Path) -> NDArray[np.int64]:
     """[rows, 2] input and output tokens of a trace file.
 
     Raises:
-        SpecError: the columns are none of the known formats, or a row has no whole positive numbers.
+        SpecError: it has no rows, its columns are none of the known formats, or a row has no whole positive numbers.
     """
     rows = _rows(raw, path)
-    columns = next((pair for pair in COLUMNS if rows and all(name in rows[0] for name in pair)), None)
+    if not rows:
+        raise SpecError(f"{path} has no rows.", hint="a workload has at least one request")
+    columns = next((pair for pair in COLUMNS if all(name in rows[0] for name in pair)), None)
     if columns is None:
-        seen = ", ".join(map(str, rows[0])) if rows else "no rows"
+        seen = ", ".join(map(str, rows[0]))
         wanted = "; ".join(f"{one}, {two}" for one, two in COLUMNS)
         raise SpecError(f"{path} has no length columns known here (it has: {seen}).", hint=f"known pairs: {wanted}")
     try:

@@ -84,6 +84,15 @@ def narrowed(table: LengthTable, label: str) -> LengthTable:
     return replace(table, classes=kept)
 
 
+def means(table: LengthTable) -> tuple[float, float]:
+    """Of input and output tokens, as `sample` draws them before it rounds."""
+    widths = np.diff(table.levels)
+    columns = np.array([(one.input_tokens, one.output_tokens) for one in table.classes])  # [classes, 2, levels]
+    each = (columns[..., 1:] + columns[..., :-1]) / 2 @ widths
+    inputs, outputs = np.average(each, axis=0, weights=[one.share for one in table.classes]).tolist()
+    return inputs, outputs
+
+
 def sample(table: LengthTable, count: int, rng: np.random.Generator, most_tokens: int = 0) -> NDArray[np.int64]:
     """[count, 2] input and output tokens: a class by its share, then each length from the class's own quantiles (linear between levels).
 

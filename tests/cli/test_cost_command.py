@@ -25,7 +25,7 @@ def test_a_step_part_by_part(run) -> None:
     ("args", "code", "expected"),
     [
         (["step", "A1000", "Llama-2-7B"], 3, "did you mean 'A100-SXM-80GB'"),
-        (["step", "A100", "Lama-2-7B"], 3, "did you mean 'Llama-2-7B'"),
+        (["step", "A100", "Lama-2-7B"], 4, "did you mean 'Llama-2-7B'"),
         (["step", "A100", "Llama-2-7B", "--tp", "3"], 3, "3 tensor-parallel parts"),
         (["step", "A100", "Llama-2-7B", "--tp", "2", "--link", "string"], 3, "no link called 'string'"),
         (["check", "--data", "/nowhere"], 3, "no such folder"),

@@ -69,7 +69,7 @@ def test_the_schema_of_plans(run) -> None:
     ("args", "code", "said"),
     [
         (("plan",), 2, "--model FOLDER"),
-        (("plan", "--model", "nowhere"), 4, "a model is a folder"),
+        (("plan", "--model", "nowhere"), 4, "neither a model folder nor"),
         (("plan", "--model", "FOLDER", "--system", "unifrom"), 2, "did you mean 'uniform'"),
         (("plan", "--model", "FOLDER", "--cluster", "cpo"), 3, "did you mean 'cpu'"),
         (("plan", "--model", "FOLDER", "--theta", "of"), 2, "neither a number nor off"),

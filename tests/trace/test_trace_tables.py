@@ -120,3 +120,11 @@ def test_a_ramp_from_nothing_still_begins() -> None:
 def test_senseless_arrivals_are_refused(wrong: dict[str, float]) -> None:
     with pytest.raises(UsageError):
         Arrivals(**wrong)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_means_are_the_published_ones_and_of_what_is_drawn(name) -> None:
+    table = files.read_table(FOLDER / f"{name}.toml")
+    assert tables.means(table) == pytest.approx(PUBLISHED[name][1], rel=0.03)
+    heavy = tables.narrowed(table, table.classes[0].name)
+    assert tables.means(heavy) == pytest.approx(tables.sample(heavy, 100_000, np.random.default_rng(0)).mean(axis=0), rel=0.02)
