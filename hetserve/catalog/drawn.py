@@ -84,9 +84,9 @@ def budget_gib(gpu: DeviceRow) -> int:
 def _machine(number: int, machine: Machine) -> str:
     gpu, inside, outside = machine.gpu, rows.link(machine.gpu.peer), machine.network
     short = gpu.name.lower()
-    wires = [f"outside = {_wire(outside)} # {outside.name}"]
+    wires = [f"outside = {_wire(outside)}"]
     if machine.count > 1:
-        wires.insert(0, f"inside = {_wire(inside)} # {inside.name}")
+        wires.insert(0, f"inside = {_wire(inside)}")
     lines = [
         *("[[node]]", f'name = "host-{number}"', *wires, ""),
         *("[[device]]", f'name = "{short}-{number}"', 'kind = "cuda"', f'gpu = "{gpu.name}"'),
@@ -97,7 +97,7 @@ def _machine(number: int, machine: Machine) -> str:
 
 
 def _wire(link: LinkRow) -> str:
-    return f"{{ latency_s = {link.latency_s:g}, bytes_per_s = {link.bytes_per_s:g} }}"
+    return f'{{ kind = "{link.name}", latency_s = {link.latency_s:g}, bytes_per_s = {link.bytes_per_s:g} }}'
 
 
 def _network(name: str) -> LinkRow:

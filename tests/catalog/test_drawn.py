@@ -35,10 +35,10 @@ def test_what_is_drawn_is_what_loads(tmp_path, devices, seed, most) -> None:
         assert 1 <= machine.count <= most and {(one.gpu, one.node, one.kind) for one in members} == {(machine.gpu.name, node.name, "cuda")}
         assert [one.index for one in members] == list(range(machine.count))
         assert all(0.8 * machine.gpu.memory_bytes < one.memory_bytes < machine.gpu.memory_bytes for one in members)
-        assert node.outside == Wire(machine.network.latency_s, machine.network.bytes_per_s)
+        assert node.outside == Wire(machine.network.latency_s, machine.network.bytes_per_s, machine.network.name)
         if machine.count > 1:
             link, peer = made.link(members[0].name, members[1].name), rows.link(machine.gpu.peer)
-            assert link is not None and Wire(link.latency_s, link.bytes_per_s) == Wire(peer.latency_s, peer.bytes_per_s)
+            assert link is not None and Wire(link.latency_s, link.bytes_per_s, link.kind) == Wire(peer.latency_s, peer.bytes_per_s, peer.name)
     assert first == devices
 
 
