@@ -3,6 +3,7 @@
 #   make bench          this engine beside a real vLLM, on this machine: a table
 #   make test           all tests
 #   make lint           ruff, mypy, clang-format (where it is installed)
+#   make reproduce      the papers' claims that are simulated, each beside our number, into results/; under 30 minutes on two cores, no data needed
 #   make kernel-bench   the attention kernels: compared with the reference, then timed beside plain reads of memory
 #   make install        what these need, and no more
 #   make cuda-all       the CUDA kernels for every architecture (needs nvcc, no GPU); registers and spills of each kernel
@@ -28,7 +29,7 @@ HETSERVE := $(VENV)/bin/hetserve
 
 export PATH := $(abspath $(VENV))/bin:$(PATH)
 
-.PHONY: install bench test lint kernel-bench cuda-all gpu-wheels gpu-check gpu-sanitize
+.PHONY: install bench test lint reproduce kernel-bench cuda-all gpu-wheels gpu-check gpu-sanitize
 .DELETE_ON_ERROR:
 
 install: $(VENV)/.installed
@@ -46,6 +47,9 @@ lint: $(VENV)/.installed
 	@if command -v clang-format >/dev/null; then \
 	    find csrc -name '*.cpp' -o -name '*.h' | xargs clang-format --dry-run --Werror; \
 	else echo "clang-format is not installed: csrc was not checked"; fi
+
+reproduce: $(VENV)/.installed
+	$(HETSERVE) reproduce $(ARGS)
 
 kernel-bench: $(VENV)/.installed
 	@build=build/cmake-$$($(PY) -c 'import sys; print(sys.implementation.cache_tag)') && \

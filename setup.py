@@ -116,6 +116,7 @@ setup(
     package_data={
         "hetserve": ["*.pyi", "py.typed"],
         "hetserve.catalog": ["*.toml", "fits/*"],
+        "hetserve.reproduce": ["*.toml"],
         "hetserve.workloads": ["clusters/*", "runs/*", "lengths/*", "sources/*"],
     },
     include_package_data=False,

@@ -11,11 +11,10 @@ import importlib
 import os
 import sys
 import traceback
-from typing import Any
 
 import click
 
-from hetserve.errors import HetserveError, ResourceError, UnsupportedError, UsageError
+from hetserve.errors import HetserveError, ResourceError, UsageError
 
 COMMANDS = {
     "bench": "Measure this engine, and a real vLLM beside it with --baseline vllm.",
@@ -23,6 +22,7 @@ COMMANDS = {
     "profile": "Measure the devices and links of a cluster for a model.",
     "plan": "Lay a model out over the devices of a cluster: write a plan file.",
     "simulate": "Run a plan on a workload without the devices.",
+    "reproduce": "The papers' claims, each beside our number.",
     "replay": "Run an engine's journal again and compare every decision.",
     "model": "Make a random-weight checkpoint, or show what a model folder holds.",
     "cost": "What steps take on GPUs nobody here owns, and how good such numbers are.",
@@ -31,10 +31,6 @@ COMMANDS = {
     "baseline": "Install and check the real systems we are compared with.",
     "worker": "Lend a device of this machine to an engine on another one.",
     "doctor": "What this machine has, and what hetserve will use of it.",
-}
-
-PLANNED = {
-    "reproduce": "The papers' claims, each beside our number.",
 }
 
 INTERRUPTED = 130  # 128 + SIGINT, as shells report it
@@ -46,12 +42,10 @@ class Commands(click.Group):
     """A click group that knows its commands' names and summaries without importing them."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        return [*COMMANDS, *PLANNED]
+        return list(COMMANDS)
 
     def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
-        if name in COMMANDS:
-            return _load(name)
-        return _refusing(name) if name in PLANNED else None
+        return _load(name) if name in COMMANDS else None
 
     def resolve_command(self, ctx: click.Context, args: list[str]) -> tuple[str | None, click.Command | None, list[str]]:
         name = args[0]
@@ -61,26 +55,14 @@ class Commands(click.Group):
         raise click.UsageError(f"There is no command '{name}'." + (f" Did you mean '{near[0]}'?" if near else ""), ctx)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        for title, rows in (("Commands", COMMANDS), ("Not built yet", PLANNED)):
-            with formatter.section(title):
-                formatter.write_dl(list(rows.items()))
+        with formatter.section("Commands"):
+            formatter.write_dl(list(COMMANDS.items()))
 
 
 def _load(name: str) -> click.Command:
     command = getattr(importlib.import_module(f".{name}", __package__), name)
     assert isinstance(command, click.Command), f"cli/{name}.py must define a click command called {name}"
     return command
-
-
-def _refusing(name: str) -> click.Command:
-    def refuse(**_: Any) -> None:
-        raise UnsupportedError(
-            f"`hetserve {name}` is not built yet; this version has {', '.join(COMMANDS)}.", hint="`hetserve --help` lists what each does"
-        )
-
-    anything = click.Argument(["args"], nargs=-1, type=click.UNPROCESSED)
-    context = {"ignore_unknown_options": True}
-    return click.Command(name, callback=refuse, params=[anything], help=f"{PLANNED[name]} Not built yet.", context_settings=context)
 
 
 def _print_version(ctx: click.Context, _: click.Parameter, wanted: bool) -> None:

@@ -51,7 +51,7 @@ def said(done: subprocess.CompletedProcess[str], key: str) -> str:
 
 def test_help_is_instant_and_imports_nothing_heavy() -> None:
     done = subprocess.run([sys.executable, "-c", COUNT_HEAVY, "--help"], capture_output=True, text=True, check=True)
-    assert all(name in done.stdout for name in (*cli.COMMANDS, *cli.PLANNED))
+    assert all(name in done.stdout for name in cli.COMMANDS)
     assert said(done, "heavy") == "[]"
     assert float(said(done, "cpu_s")) < 0.5
 
@@ -67,14 +67,6 @@ def test_the_help_of_every_command_works_without_torch(command: str) -> None:
 def test_every_command_listed_exists_and_explains_itself(command: str) -> None:
     found = cli.hetserve.get_command(click.Context(cli.hetserve), command)
     assert found is not None and found.name == command and found.help
-
-
-@pytest.mark.parametrize("command", cli.PLANNED)
-def test_what_is_not_built_yet_refuses_and_says_what_there_is(run, command: str) -> None:
-    done = run(command, "--some-flag", "3")
-    assert done.returncode == errors.UnsupportedError.exit_code
-    assert f"`hetserve {command}` is not built yet" in done.stderr and "bench" in done.stderr
-    assert done.stdout == ""
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,1 @@
+"""The papers' claims, the experiments they are held against, and what came out."""
