@@ -32,10 +32,13 @@ _folder = click.Path(file_okay=False, path_type=Path)
 @click.option("--plan", "plan_file", type=_file, help="A plan file; without it plans are made from the flags below, for the requests' mean lengths.")
 @plan_options
 @MODEL_OPTION
-@click.option("--dataset-name", default="random", show_default=True, help="random, or a trace: azure-conv, azure-code, sharegpt, humaneval, ...")
+@click.option(
+    "--dataset-name", default="random", show_default=True, help="random, or a trace: azure-conv, azure-code, sharegpt, humaneval, longbench, ..."
+)
 @click.option("--dataset-path", type=_file, help="The dataset's file (CSV or JSON Lines, gzipped or not).")
 @click.option("--data-dir", type=_folder, help="A folder with public traces  [default: $HETSERVE_DATA; without: the committed length tables]")
-@click.option("--class", "only", help="Of a trace, only requests of this class: HPHD, HPLD, LPHD or LPLD (prompt above 512, answer above 128).")
+@click.option("--class", "only", help="Of a trace, only requests of these classes: HPHD, HPLD, LPHD, LPLD (prompt above 512, answer above 128).")
+@click.option("--max-input-len", type=click.IntRange(1), help="Of a trace, cut longer prompts to so many tokens, as LongBench's own runs do.")
 @click.option("--max-request-len", type=click.IntRange(2), help="Of a trace, only requests of at most so many tokens, prompt and answer together.")
 @click.option("--num-prompts", type=click.IntRange(1), help="[default: 1000; of --use-trace-timestamps: all of them]")
 @click.option("--random-input-len", default=1024, show_default=True)

@@ -165,6 +165,7 @@ def _dataset(given: Mapping[str, Any]) -> DatasetSpec:
         fixed_output_len=given["output_len"],
         only=given["only"] or "",
         most_tokens=given["max_request_len"] or 0,
+        most_input=given["max_input_len"] or 0,
         timed=timed,
     )
 

@@ -37,8 +37,10 @@ class DatasetSpec:
         path: the dataset's file, or None.
         data_dir: a folder that may hold the public traces, or None.
         tables_dir: the folder of committed length tables.
-        only: one of CLASSES (HPHD: heavy prefill, heavy decode, ...) to take a trace's requests from; empty: all of them.
+        only: one of CLASSES (HPHD: heavy prefill, heavy decode, ...; of longbench a task) to take a trace's requests from, or several with commas;
+            empty: all of them.
         most_tokens: of a trace, leave out requests whose prompt and answer are longer together, before any is drawn; 0: none.
+        most_input: of a trace, cut longer prompts to so many tokens, as LongBench's own runs do; 0: none is.
         fixed_output_len: overrides the dataset's own output lengths (not `random`'s).
         timed: take a trace's first requests in their order, with the times at which they came, from its file.
     """
@@ -57,6 +59,7 @@ class DatasetSpec:
     only: str = ""
     most_tokens: int = 0
     timed: bool = False
+    most_input: int = 0
 
     def __post_init__(self) -> None:
         if self.name not in NAMES:
@@ -67,7 +70,7 @@ class DatasetSpec:
             raise UsageError(
                 "--dataset-name random takes no --dataset-path.", hint="name the dataset of that file: azure-conv, sharegpt, custom, ..."
             )
-        if self.only and (self.only not in CLASSES or self.name not in TRACES):
+        if self.only and not (self.name == "longbench" or (self.name in TRACES and set(self.only.split(",")) <= set(CLASSES))):
             raise UsageError(
                 f"There is no class '{self.only}' of {self.name} requests.", hint=f"--class takes {', '.join(CLASSES)}, with {', '.join(TRACES)}"
             )
@@ -75,6 +78,8 @@ class DatasetSpec:
             raise UsageError("--max-request-len leaves requests of a trace out.", hint=f"it goes with {', '.join(TRACES)}")
         if self.timed and self.name not in TRACES:
             raise UsageError(f"{self.name} requests have no times of their own.", hint=f"--use-trace-timestamps goes with {', '.join(TRACES)}")
+        if self.most_input and self.name not in TRACES:
+            raise UsageError("--max-input-len cuts the prompts of a trace.", hint=f"it goes with {', '.join(TRACES)}")
         if not 0 <= self.random_range_ratio < 1:
             raise UsageError(f"--random-range-ratio must be at least 0 and below 1, not {self.random_range_ratio:g}.")
         if self.random_prefix_len < 0 or self.random_prefix_len + math.floor(self.random_input_len * (1 - self.random_range_ratio)) < 1:
@@ -122,10 +127,20 @@ def build(spec: DatasetSpec, arrivals: Arrivals, vocabulary: Vocabulary, max_mod
     if spec.fixed_output_len is not None and spec.name != "random":
         fixed = (spec.fixed_output_len,) * len(lengths.input_tokens)
         lengths = replace(lengths, output_tokens=fixed, inputs=lengths.inputs | {"output_len": spec.fixed_output_len})
+    if spec.most_input:
+        lengths = _cut(lengths, spec.most_input)
     asked = len(lengths.input_tokens)
     kept, dropped = keep_fitting(lengths, max_model_len)
     inputs = {"dataset": spec.name, "n": asked, "dropped": dropped, "seed": spec.seed, "max_model_len": max_model_len, **kept.inputs}
     return arriving(Workload(replace(kept, inputs=inputs), (), dropped, spec.seed, vocabulary), arrivals)
+
+
+def _cut(lengths: Lengths, most: int) -> Lengths:
+    """Prompts of at most so many tokens; longer ones lose their middle, and how many there were is said."""
+    front, back = most - most // 2, most // 2
+    prompts = lengths.prompts and tuple(one if len(one) <= most else (*one[:front], *one[len(one) - back :]) for one in lengths.prompts)
+    said = {"most_input": most, "cut": sum(count > most for count in lengths.input_tokens)}
+    return replace(lengths, input_tokens=tuple(min(count, most) for count in lengths.input_tokens), prompts=prompts, inputs=lengths.inputs | said)
 
 
 def arriving(workload: Workload, arrivals: Arrivals, slowdown: float = 1.0) -> Workload:

@@ -67,19 +67,22 @@ def of_class(label: str, lengths: NDArray[np.int64]) -> NDArray[np.int64]:
 
 
 def in_class(label: str, lengths: NDArray[np.int64]) -> NDArray[np.bool_]:
-    """[rows] whether each of [rows, 2] input and output tokens belongs to one of CLASSES."""
-    long_input, long_output = next((heavy_in, heavy_out) for name, heavy_in, heavy_out in CLASSES if name == label)
-    return ((lengths[:, 0] > SPLIT_INPUT) == long_input) & ((lengths[:, 1] > SPLIT_OUTPUT) == long_output)
+    """[rows] whether each of [rows, 2] input and output tokens belongs to one of CLASSES, or to one of several with commas."""
+    found = np.zeros(len(lengths), bool)
+    for name, long_input, long_output in CLASSES:
+        if name in label.split(","):
+            found |= ((lengths[:, 0] > SPLIT_INPUT) == long_input) & ((lengths[:, 1] > SPLIT_OUTPUT) == long_output)
+    return found
 
 
 def narrowed(table: LengthTable, label: str) -> LengthTable:
-    """The table with one of its classes only.
+    """The table with one of its classes only, or several with commas.
 
     Raises:
         SpecError: the trace has no requests of that class.
     """
-    kept = tuple(one for one in table.classes if one.name == label)
-    if not kept:
+    kept = tuple(one for one in table.classes if one.name in label.split(","))
+    if len(kept) < len(label.split(",")):
         raise SpecError(f"{table.name} has no requests of class {label}.", hint=f"it has {', '.join(one.name for one in table.classes)}")
     return replace(table, classes=kept)
 

@@ -306,3 +306,27 @@ def test_other_rates_keep_the_pattern_of_arrivals() -> None:
 def test_a_trace_without_a_table_needs_its_file() -> None:
     with pytest.raises(SpecError, match="no length table for mooncake-conv"):
         made(DatasetSpec("mooncake-conv", tables_dir=TABLES.parent))
+
+
+def test_longbench_is_its_tasks_and_is_cut_to_the_window() -> None:
+    """Three tasks of long prompts: a request has its task's lengths, and as much of them as a model takes."""
+    spec = {"num_prompts": 60, "only": "gov_report,qmsum,multi_news", "tables_dir": TABLES}
+    whole, cut = (made(DatasetSpec("longbench", **spec, most_input=most)).lengths for most in (0, 3500))
+    assert set(whole.input_tokens) == {round(words * 4 / 3) for words in (8734, 10614, 2113)} and set(whole.output_tokens) == {512}
+    assert cut.input_tokens == tuple(min(count, 3500) for count in whole.input_tokens) and 0 < cut.inputs["cut"] < 60
+    with pytest.raises(SpecError, match="no requests of class govreport"):
+        made(DatasetSpec("longbench", only="govreport", tables_dir=TABLES))
+    with pytest.raises(UsageError, match="cuts the prompts of a trace"):
+        DatasetSpec("random", most_input=9)
+
+
+def test_prompts_lose_their_middle(tmp_path: Path) -> None:
+    lengths = datasets._cut(Lengths((5, 2), (1, 1), ((1, 2, 3, 4, 5), (6, 7))), 3)
+    assert (lengths.prompts, lengths.input_tokens) == (((1, 2, 5), (6, 7)), (3, 2))
+
+
+def test_several_classes_of_a_trace(tmp_path: Path) -> None:
+    rows = [(600, 200), (600, 20), (60, 200), (60, 20)] * 9
+    spec = {"num_prompts": 18, "path": azure_file(tmp_path, rows, zipped=False), "only": "HPHD,LPLD"}
+    workload = made(DatasetSpec("azure-conv", **spec))
+    assert set(zip(workload.lengths.input_tokens, workload.lengths.output_tokens, strict=True)) == {(600, 200), (60, 20)}
