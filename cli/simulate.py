@@ -32,9 +32,7 @@ _folder = click.Path(file_okay=False, path_type=Path)
 @click.option("--plan", "plan_file", type=_file, help="A plan file; without it plans are made from the flags below, for the requests' mean lengths.")
 @plan_options
 @MODEL_OPTION
-@click.option(
-    "--dataset-name", default="random", show_default=True, help="random, or a trace: azure-conv, azure-code, sharegpt, humaneval, longbench, ..."
-)
+@click.option("--dataset-name", help="random, or a trace: azure-conv, sharegpt, humaneval, longbench, ...  [default: --workload's; without: random]")
 @click.option("--dataset-path", type=_file, help="The dataset's file (CSV or JSON Lines, gzipped or not).")
 @click.option("--data-dir", type=_folder, help="A folder with public traces  [default: $HETSERVE_DATA; without: the committed length tables]")
 @click.option("--class", "only", help="Of a trace, only requests of these classes: HPHD, HPLD, LPHD, LPLD (prompt above 512, answer above 128).")

@@ -146,7 +146,11 @@ def _dataset(given: Mapping[str, Any]) -> DatasetSpec:
     from hetserve.systems import unknown
     from hetserve.trace.datasets import TRACES, DatasetSpec
 
-    name, timed = given["dataset_name"], given["use_trace_timestamps"]
+    name, only = given["dataset_name"], given["only"] or ""
+    if name is None:  # what the plans are made for, where that is a trace by name
+        name, _, planned = (given["workload"] or "random").partition(":")
+        only = only or planned
+    timed = given["use_trace_timestamps"]
     if name not in ("random", *TRACES):
         raise unknown("dataset", name, ("random", *TRACES))
     data = given["data_dir"] or (Path(os.environ["HETSERVE_DATA"]) if os.environ.get("HETSERVE_DATA") else None)
@@ -163,7 +167,7 @@ def _dataset(given: Mapping[str, Any]) -> DatasetSpec:
         random_output_len=given["random_output_len"],
         random_range_ratio=given["random_range_ratio"],
         fixed_output_len=given["output_len"],
-        only=given["only"] or "",
+        only=only,
         most_tokens=given["max_request_len"] or 0,
         most_input=given["max_input_len"] or 0,
         timed=timed,

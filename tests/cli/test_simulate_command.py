@@ -104,6 +104,14 @@ def test_a_trace_is_followed_at_its_own_times(out, tmp_path) -> None:
     assert stretched["num_prompts"] == 10 and 2 < stretched["duration"] < 3
 
 
+def test_what_plans_are_made_for_is_simulated_unless_another_dataset_is_named(out) -> None:
+    flags = ("--model", "small", "--num-prompts", "9", "--max-request-len", "256", "--workload", "azure-conv:LPLD", "--json")
+    inputs = out(*flags)["inputs"]
+    assert (inputs["dataset"], inputs["class"]) == ("azure-conv", "LPLD")
+    inputs = out(*flags, "--dataset-name", "humaneval")["inputs"]
+    assert inputs["dataset"] == "humaneval" and "class" not in inputs
+
+
 def test_a_plan_is_for_its_model(out, tmp_path) -> None:
     from hetserve.cli.plan import plan
 
@@ -130,6 +138,7 @@ def test_a_plan_is_for_its_model(out, tmp_path) -> None:
         (("--slowdown-factor", "2"), "stretches the times of"),
         (("--use-trace-timestamps",), "no times of their own"),
         (("--dataset-name", "azure-con"), "no dataset called 'azure-con'"),
+        (("--workload", "empty.csv"), "no dataset called 'empty.csv'"),
         (("--dataset-name", "azure-conv", "--dataset-path", "empty.csv"), "no rows"),
         (("--data-dir", "nowhere"), "nowhere does not exist"),
         (("--system", "vllm"), "system of this engine"),
