@@ -27,6 +27,12 @@ class Load:
     prompt: float  # tokens of prompts
     context: float  # sum of the decoding sequences' lengths
     pairs: float
+    chunk: float  # tokens of prompts in a step that has any
+
+    @property
+    def often(self) -> float:
+        """The share of steps that have any."""
+        return self.prompt / self.chunk if self.prompt else 0.0
 
 
 @dataclass(frozen=True)
@@ -53,10 +59,15 @@ class Times:
 
 
 def load(case: Case, running: float, role: str = "mixed") -> Load:
-    work = case.workload
-    prompts = 0.0 if role == "decode" else running / work.output_tokens
-    context = running * (work.input_tokens + work.output_tokens / 2)
-    return Load(running, prompts * work.input_tokens, context, prompts * work.input_tokens**2 / 2)
+    """Of so many sequences at once, or, where a step has no room for their prompts too, of as many as it has room for."""
+    work, most = case.workload, case.options.max_step_tokens
+    length = work.input_tokens + work.output_tokens
+    if role == "decode":
+        return Load(running, 0.0, running * (length - work.output_tokens / 2), 0.0, 0.0)
+    running = min(running, most * work.output_tokens / length)
+    prompt = running * work.input_tokens / work.output_tokens
+    chunk = min(most - running, max(work.input_tokens, prompt))
+    return Load(running, prompt, running * (length - work.output_tokens / 2), prompt * work.input_tokens / 2, chunk)
 
 
 def at_once(case: Case) -> float:
@@ -65,13 +76,16 @@ def at_once(case: Case) -> float:
 
 
 def decode_s(cost: StepCost, work: Load) -> float:
-    """Dense work of a step's decoding sequences: weights are read in every step, also where a prompt would hide it in another."""
+    """Dense work of a step's decoding sequences."""
     return cost.step_s(round(work.running), round(work.running), 0, 0.0)
 
 
 def prompt_s(cost: StepCost, work: Load) -> float:
-    """What prompts add to a step, their attention with them."""
-    return work.prompt * cost.token_s + work.pairs * cost.pair_s
+    """What prompts add to a step in the mean, their attention with them. Weights that are read for decoding are read for them too."""
+    if not work.prompt:
+        return 0.0
+    with_s = cost.step_s(round(work.running + work.chunk), round(work.running), 0, work.pairs / work.often)
+    return work.often * (with_s - decode_s(cost, work))
 
 
 def dense_s(cost: StepCost, work: Load) -> float:
@@ -100,12 +114,19 @@ def rate(case: Case, group: Group, share: float = 1.0, beside: Sequence[Busy] = 
     if case.contended:
         others = [[*beside, *_other_stages(group, number, waves, times)] for number in range(len(times))]
         times = [slowed(case, stage.primary[0], one, busy) for stage, one, busy in zip(group.stages, times, others, strict=True)]
-    seconds = [time.whole_s + _send_s(case, group, number, work) for number, time in enumerate(times)]
-    prompts = [time.prompt_s for time in times]
-    chunks = 1 + case.workload.input_tokens / case.options.max_step_tokens
-    idle_s = (sum(prompts) - max(prompts)) / chunks  # filling and draining: chunks follow each other within a prompt, seldom beyond
-    step_s = max(max(seconds) + idle_s, sum(seconds) / waves)
+    sends = [_send_s(case, group, number, work) for number in range(len(times))]
+    mean_s = [time.whole_s + send_s for time, send_s in zip(times, sends, strict=True)]
+    more = _more_often(case, work, waves) - 1
+    step_s = max(max(mean + more * time.prompt_s for mean, time in zip(mean_s, times, strict=True)), sum(mean_s) / waves)
     return work.running / case.workload.output_tokens / step_s
+
+
+def _more_often(case: Case, work: Load, waves: int) -> float:
+    """How much more often a step takes as long as one with prompts than it has any: a pipeline's other steps queue up behind one that has."""
+    if waves == 1 or not work.often:
+        return 1.0
+    chunks = max(1.0, case.workload.input_tokens / work.chunk)  # that follow each other
+    return (1 - (1 - min(1.0, work.often / chunks)) ** (waves + chunks - 1)) / work.often
 
 
 def rated(case: Case, group: Group) -> Group:

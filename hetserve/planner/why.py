@@ -34,6 +34,8 @@ def told(case: Case, groups: Sequence[Group]) -> list[str]:
         parts = [stage_told(stage) for stage in group.stages]
         if group.stages[0].attention:
             parts.append(f"attention workers {named(group.stages[0].attention)}")
+        if len(numbers) > 1:
+            parts.append(f"the others on {named([name for name in case.names if name in devices([groups[one] for one in numbers[1:]])])}")
         said.append(f"{which}, {group.role}: {'; '.join(parts)}; {group.requests_per_s:.3g} requests/s when full; {limit(case, group)}")
     return said
 
