@@ -52,8 +52,9 @@ def kinds(made: Plan, role: str) -> set[str]:
     return {made.cluster.device(name).gpu for group in made.groups if group.role == role for one in group.stages for name in one.primary}
 
 
-@pytest.mark.parametrize("model", ["Llama-13B", "OPT-30B", "Llama-2-70B"])
-@pytest.mark.parametrize("on", NAMED)
+@pytest.mark.parametrize(
+    ("on", "model"), [("hetis-testbed", "Llama-13B"), ("hetis-testbed", "Llama-2-70B"), ("h100x8", "OPT-30B"), ("hexgen2-het1", "OPT-30B")]
+)
 @pytest.mark.parametrize("name", PLANNERS)
 def test_ranks_are_alike_budgets_are_kept_and_every_device_is_accounted_for(name, on, model) -> None:
     made = plan(name, file(on), model)
@@ -159,9 +160,9 @@ def test_a_link_that_carries_little_is_the_bottleneck() -> None:
 
 
 def test_what_holds_no_model_is_told_by_kind() -> None:
-    tiny = replace(file("h100x8"), devices=tuple(replace(device, memory_bytes=2**30) for device in file("h100x8").devices))
+    tiny = replace(file("h100x8"), devices=tuple(replace(device, memory_bytes=16589 * 2**20) for device in file("h100x8").devices))
     for name in PLANNERS:
-        with pytest.raises(ResourceError, match="h100-0 to h100-7 1,024 MiB each"):
+        with pytest.raises(ResourceError, match="h100-0 to h100-7 16,589 MiB each"):
             plan(name, tiny)
 
 
@@ -194,12 +195,12 @@ def test_pipelines_of_ranks_serve_as_much_as_the_simulator_makes_of_them(stages,
 
 
 def test_attention_workers_serve_as_much_as_the_simulator_makes_of_them() -> None:
-    """The paper's ablation (7.3): one A100, which becomes the primary, and two RTX 3090."""
+    """The paper's ablation (7.3): one A100 and two RTX 3090. Here its rule takes the latter out for whatever it costs."""
     over = file("hetis-testbed")
     few = replace(over, devices=tuple(device for device in over.devices if device.name in ("a100-0", "3090-a-0", "3090-a-1")))
-    made = plan("hetis", few, "Llama-13B")
+    made = plan("hetis", few, "Llama-13B", delta=10.0)
     ((one,),) = (group.stages for group in made.groups)
-    assert one.primary == ("a100-0",) and one.attention == ("3090-a-0", "3090-a-1")
+    assert one.primary == ("a100-0",) and sorted(one.attention) == ["3090-a-0", "3090-a-1"]
     assert simulated(made, 700) == pytest.approx(made.groups[0].requests_per_s, rel=0.1)
 
 
