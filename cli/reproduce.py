@@ -28,9 +28,12 @@ _folder = click.Path(file_okay=False, path_type=Path)
 @click.option("--list", "listed", is_flag=True, help="Show claims and experiments and what they take; run nothing.")
 @click.option("--result-dir", type=_folder, default=Path("results"), show_default=True, help="Results go to DIR/EXPERIMENT/DATE/.")
 @click.option("--data", type=_folder, help="A folder with public traces  [default: $HETSERVE_DATA; without: the committed length tables]")
+@click.option("--profile", type=click.Path(dir_okay=False, path_type=Path), help="Of cpu-hetero, for what is measured  [default: measured first]")
 @click.option("--processes", type=click.IntRange(1), help="How many to compute with  [default: one a core, at most 2]")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
-def reproduce(names: tuple[str, ...], listed: bool, result_dir: Path, data: Path | None, processes: int | None, as_json: bool) -> None:
+def reproduce(
+    names: tuple[str, ...], listed: bool, result_dir: Path, data: Path | None, profile: Path | None, processes: int | None, as_json: bool
+) -> None:
     """Hold the papers' claims against our own numbers: the experiments or claims called NAME, or all that are simulated."""
     screen = Screen(as_json)
     chosen, folder = _chosen(names), _data(data)
@@ -40,7 +43,8 @@ def reproduce(names: tuple[str, ...], listed: bool, result_dir: Path, data: Path
     results, failed = [], []
     for about in chosen:
         try:
-            results.append(_run(about, folder, processes or min(2, len(os.sched_getaffinity(0))), result_dir, screen))
+            workers = processes or min(2, len(os.sched_getaffinity(0)))
+            results.append(_run(about, folder, profile and profile.absolute(), workers, result_dir, screen))
         except HetserveError as error:
             failed.append({"experiment": about.name, "error": error.message})
             screen.note(f"{about.name} failed: {error.message}")
@@ -108,7 +112,7 @@ def _lengths(about: About, data: Path | None) -> str:
     return f"tables (no file of {', '.join(missing(about.datasets, data))})" if data is not None else "tables (no data folder)"
 
 
-def _run(about: About, data: Path | None, processes: int, result_dir: Path, screen: Screen) -> dict[str, Any]:
+def _run(about: About, data: Path | None, profile: Path | None, processes: int, result_dir: Path, screen: Screen) -> dict[str, Any]:
     """Runs one experiment and writes its result."""
     from hetserve.machine import describe
     from hetserve.reproduce.figure import drawable
@@ -118,7 +122,7 @@ def _run(about: About, data: Path | None, processes: int, result_dir: Path, scre
 
     command = f"hetserve {shlex.join(sys.argv[1:])}"
     with screen.progress(about.name) as advance:
-        setup = Setup(at_hand(about, data), processes, lambda done, total: advance(1, f"{done} of {total}"))
+        setup = Setup(at_hand(about, data), profile, processes, lambda done, total: advance(1, f"{done} of {total}"))
         done, report = run(about, EXPERIMENTS[about.name], setup, describe(), command)
     if report.bars is not None and not drawable():
         screen.note("no figure: matplotlib is not installed (pip install matplotlib)")

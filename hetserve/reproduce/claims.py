@@ -11,7 +11,7 @@ from hetserve.errors import SpecError
 from hetserve.spec.strict import build
 
 KINDS = ("simulated", "measured")
-MARKS = ("quoted", "derived", "inferred")  # the paper's own words; arithmetic on its formulas; what it leaves open, as papers read it
+MARKS = ("quoted", "derived", "inferred", "wanted")  # a paper's own words; arithmetic on its formulas; what it leaves open; what we ask of ourselves
 REPRODUCED, PARTLY, MISSED = "reproduced", "partly", "not reproduced"
 
 

@@ -25,11 +25,13 @@ Result = TypeVar("Result")
 class Setup:
     """Attributes:
     data: a folder with every trace the experiment uses; None: lengths come from the committed tables.
+    profile: of this machine's devices, for experiments that measure; None: they measure one first.
     processes: how many cells are computed at once.
     advance: told of each cell done, and of how many there are.
     """
 
     data: Path | None = None
+    profile: Path | None = None
     processes: int = 1
     advance: Callable[[int, int], None] = lambda done, total: None
 

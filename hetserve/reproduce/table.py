@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from hetserve.reproduce import hetis_search
+from hetserve.reproduce import fidelity, hetis_search
 from hetserve.reproduce.runner import Experiment
 
 EXPERIMENTS: dict[str, Experiment] = {
     "hetis-search": hetis_search.run,
+    "fidelity": fidelity.run,
 }
