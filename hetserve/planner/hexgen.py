@@ -1,6 +1,8 @@
-"""HexGen's layouts on our engine: unlike stages in a pipeline, the slowest as fast as can be; or fewer devices, or replicas, if that promises more.
+"""HexGen's layouts on our engine: replicas over unlike devices, each with ranks and stages of its own, the slowest stage as fast as can be.
 
-HexGen searches TP x PP x DP by a cost model; with one device a rank that is which devices form which pipelines. Larger layouts come later.
+Where there are GPUs, groups come from the search of planner/hexgen2, on groups that do both kinds of work: HexGen partitions devices by a genetic
+search, here guided exchanges find more with as many layouts. Where there are few devices, or only CPUs, all of some simple layouts are candidates
+too: one device a stage, weights as each device is fastest with. All are judged by the same estimate (planner/estimate.py).
 """
 
 from __future__ import annotations
@@ -11,8 +13,13 @@ from itertools import combinations
 from hetserve.planner.case import Case, open_case
 from hetserve.planner.draft import finish, no_layout
 from hetserve.planner.estimate import together
+from hetserve.planner.hexgen2.find import find, network_of
+from hetserve.planner.hexgen2.network import Mixed
+from hetserve.planner.hexgen2.plan import groups_of
+from hetserve.planner.hexgen2.search import Search
 from hetserve.planner.options import Options
 from hetserve.planner.pipeline import pipeline
+from hetserve.planner.told import bound_of, each_group, summary
 from hetserve.planner.whole import product_s, whole_group
 from hetserve.planner.why import devices, expected, left_out, unmeasured
 from hetserve.spec.cluster import Cluster
@@ -20,25 +27,38 @@ from hetserve.spec.model import ModelSpec
 from hetserve.spec.plan import Group, Plan
 from hetserve.spec.workload import Workload
 
-EVERY_SUBSET = 6  # devices up to which every subset is tried; more: the fastest of each number
+MOST_TOLD = 8  # of layouts that were not chosen
+EVERY_SUBSET = 6  # devices up to which every subset is tried; more: the fastest of each number, where there is no GPU
 
 
-def plan_hexgen(cluster: Cluster, model: ModelSpec, workload: Workload | None, options: Options) -> Plan:
-    """The layout with the highest estimated rate: one pipeline over some of the devices, or a replica on each that holds one.
+def plan_hexgen(cluster: Cluster, model: ModelSpec, workload: Workload | None, options: Options, search: Search | None = None) -> Plan:
+    """The layout with the highest estimated rate.
 
     Raises:
         ResourceError: nothing fits. UsageError, SpecError: as plan_uniform.
     """
     case = open_case(cluster, model, workload, options)
-    layouts = list(_layouts(case))
-    if not layouts:
+    candidates = list(_candidates(case, search or Search()))
+    if not candidates:
         raise no_layout(case)
-    best = max(layouts, key=lambda layout: (expected(layout), -len(devices(layout))))
-    notes = [f"chosen: {_told(best)}"]
-    notes += [f"rejected: {_told(layout)}" for layout in sorted(layouts, key=expected, reverse=True) if layout is not best][:8]
-    left = [device.name for device in cluster.devices if device.name not in devices(best)]
-    notes += [f"{name}: {left_out(case, name, best, layouts)}" for name in left]
+    best, came_from = max(candidates, key=lambda one: (expected(one[0]), -len(devices(one[0]))))
+    notes = summary(best, expected(best), [f"group {number}" for number in range(len(best))], bound_of(case, mixed=True), came_from)
+    notes += each_group(best)
+    rejected = sorted((layout for layout, _ in candidates if layout is not best), key=expected, reverse=True)
+    notes += [f"rejected: {_told(layout)}" for layout in rejected[:MOST_TOLD]]
+    used, layouts = devices(best), [layout for layout, _ in candidates]
+    notes += [f"{device.name}: {left_out(case, device.name, best, layouts)}" for device in cluster.devices if device.name not in used]
     return finish(case, "hexgen", best, notes + unmeasured(case))
+
+
+def _candidates(case: Case, search: Search) -> Iterator[tuple[list[Group], str]]:
+    """Layouts, each with where it came from."""
+    gpus = any(device.is_gpu for device in case.cluster.devices)
+    if not gpus or len(case.cluster.devices) <= EVERY_SUBSET:
+        for layout in _layouts(case):
+            yield layout, "the best of all layouts of one device a stage: one pipeline, or replicas"
+    if gpus and (found := find(network_of(case, search, Mixed), search)) is not None:
+        yield together(case, groups_of(case, found)), found.came_from
 
 
 def _layouts(case: Case) -> Iterator[list[Group]]:
@@ -55,8 +75,8 @@ def _layouts(case: Case) -> Iterator[list[Group]]:
 
 def _told(layout: list[Group]) -> str:
     if len(layout) > 1:
-        what = "replicas on " + ", ".join(group.stages[0].primary[0] for group in layout)
+        what = "replicas on " + ", ".join(group.stages[0].primary[0] for group in layout[:MOST_TOLD])
     else:
-        parts = (f"{stage.primary[0]} layers {stage.layers[0]} to {stage.layers[1] - 1} ({stage.weights})" for stage in layout[0].stages)
+        parts = (f"{', '.join(stage.primary)} layers {stage.layers[0]} to {stage.layers[1] - 1} ({stage.weights})" for stage in layout[0].stages)
         what = "; ".join(parts)
     return f"{what}: an estimated {expected(layout):.3g} requests/s"

@@ -12,7 +12,7 @@ from math import floor
 import numpy as np
 
 from hetserve.planner.hexgen2.network import Layout, Network
-from hetserve.planner.hexgen2.site import DECODE, PREFILL, Bytes, Demand, Ranks, Seconds, Site
+from hetserve.planner.hexgen2.site import DECODE, MIXED, PREFILL, Bytes, Demand, Ranks, Seconds, Site
 from hetserve.planner.hexgen2.strategy import Strategies, Strategy, hop_s, most_rate, ranks_of
 
 GPUS = {  # dense 16-bit FLOP/s, bytes/s, bytes
@@ -53,6 +53,11 @@ class Sheets:
         _, read, _ = GPUS[NAMES[ranks.kind]]
         plain = self._seconds(ranks, sequences, 0.0, sequences)
         return Seconds(plain.fixed_s, plain.layer_s + context * self.kv_bytes / (0.5 * read * ranks.count), plain.head_s)
+
+    def added_s(self, ranks: Ranks, tokens: float) -> float:
+        flops, _, _ = GPUS[NAMES[ranks.kind]]
+        compute_s = (2 * self.layer_parameters * tokens + 2 * self.hidden * tokens**2) / (0.5 * flops)
+        return compute_s / ranks.count + 4 * (ranks.count - 1) * tokens * self.row_bytes() / (ranks.count * ranks.bytes_per_s)
 
     def _seconds(self, ranks: Ranks, tokens: float, pair_flops: float, samples: float) -> Seconds:
         flops, read, _ = GPUS[NAMES[ranks.kind]]
@@ -131,6 +136,12 @@ def best_of_all(over: Site, costs: Sheets, demand: Demand, fastest_prefill: bool
     return best
 
 
+def best_mixed_of_all(over: Site, costs: Sheets, demand: Demand) -> float:
+    """As best_of_all, of groups that do both kinds of work."""
+    brute = Brute(over, costs, demand)
+    return max(sum(brute.rate(group, MIXED) for group in groups) for groups in partitions(tuple(range(len(over)))))
+
+
 def partitions(devices: tuple[int, ...]) -> Iterator[tuple[tuple[int, ...], ...]]:
     """All ways to put devices into groups, some into none."""
     if not devices:
@@ -157,7 +168,7 @@ class Brute(Strategies):
         return best
 
     def _cuts(self, stages: tuple[tuple[int, ...], ...], role: str) -> Iterator[Strategy]:
-        """Of prefill only the cut with the shortest cycle, as the rule is; of decode all."""
+        """Of prefill only the cut with the shortest cycle, as the rule is; of others all."""
         demand, count = self.demand, len(stages)
         waves = min(count, demand.waves)
         cuts = _cuts(self.costs.layers, count)
@@ -181,8 +192,13 @@ class Brute(Strategies):
             return
         for cut, held in zip(cuts, tokens, strict=True):
             batch = min(demand.most_sequences, floor(held / demand.held + 1e-9)) / waves
-            (whole_s,) = self._whole_s(stages, ranks, cut[None], [self.asked.decode(one, batch) for one in ranks], batch)
-            cycle_s = max(whole_s.max(), whole_s.sum() / waves)
+            prompts = batch / demand.output_tokens if role == MIXED else 0.0
+            rows = batch + prompts * demand.input_tokens
+            (whole_s,) = self._whole_s(stages, ranks, cut[None], [self.asked.decode(one, batch) for one in ranks], rows)
+            prompt_s = prompts * cut * np.array([self.costs.added_s(one, demand.input_tokens) for one in ranks])
+            whole_s = whole_s + prompt_s
+            idle_s = (prompt_s.sum() - prompt_s.max()) / (1 + demand.input_tokens / demand.step_tokens)
+            cycle_s = max(whole_s.max() + idle_s, whole_s.sum() / waves)
             yield Strategy(stages, tuple(cut.tolist()), batch * waves, cycle_s * waves, most_rate(batch, cycle_s, demand))
 
     def _whole_s(self, stages, ranks, cuts, seconds, tokens: float) -> np.ndarray:

@@ -91,7 +91,7 @@ def test_ablations_and_the_fastest_prefill_say_so() -> None:
     for search in (Search("random", effort=100), Search("genetic", effort=100), Search(effort=100, fastest_prefill=True)):
         made = plan_hexgen2(over, LLAMA_13B, CHAT, Options(), search)
         check(made)
-        assert f"search: {search.method}" in made.notes[2]
+        assert f"found by {search.method} search" in made.notes[2]
         assert f"prefill strategies by {'rate' if search.fastest_prefill else 'latency'}" in made.notes[2]
 
 

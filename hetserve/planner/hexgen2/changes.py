@@ -13,10 +13,10 @@ from itertools import combinations, islice
 import numpy as np
 
 from hetserve.planner.hexgen2.network import Devices, Layout, Outcome
-from hetserve.planner.hexgen2.site import DECODE, PREFILL, Site
+from hetserve.planner.hexgen2.site import DECODE, MIXED, PREFILL, ROLES, Site
 from hetserve.solve.spectral import spectral_groups
 
-OTHER = {PREFILL: DECODE, DECODE: PREFILL}
+OTHER = {PREFILL: DECODE, DECODE: PREFILL, MIXED: MIXED}  # what a group may become
 CROWD = 24  # groups up to which a round looks at all changes that could help
 PER_GROUP = 12  # partners that a group in the way is tried with, where there are more
 Made = tuple[Devices, str]
@@ -48,6 +48,11 @@ class Change:
 
 
 NOTHING = Change((), ())
+
+
+def roles_in(layout: Layout) -> tuple[str, ...]:
+    """What a new group may be."""
+    return (MIXED,) if MIXED in layout.roles else ROLES
 
 
 def left_out(site: Site, layout: Layout) -> Devices:
@@ -84,7 +89,7 @@ def _guided(
     site: Site, layout: Layout, tight: list[int], spare: list[int], turned: list[int], idle: Devices, rng: np.random.Generator, many: bool
 ) -> Iterator[Change]:
     for number in turned:
-        yield turn(layout, number)
+        yield from turn(layout, number)
     for one in tight:
         partners = _nearest(site, layout, one, spare, rng) if many else spare
         for other in partners:
@@ -102,14 +107,14 @@ def _guided(
     for one, other in islice(combinations(turned, 2), PER_GROUP):
         yield join(layout, one, other, OTHER[layout.roles[one]])
     if idle:
-        yield from (Change((), ((idle, role),)) for role in OTHER)
+        yield from (Change((), ((idle, role),)) for role in roles_in(layout))
 
 
 def everything(site: Site, layout: Layout) -> Iterator[Change]:
     """All changes there are, wherever the bottleneck is: for small clusters."""
     numbers, idle = range(len(layout.groups)), left_out(site, layout)
     for number in numbers:
-        yield turn(layout, number)
+        yield from turn(layout, number)
         yield from cut(site, layout, number)
         yield from drop(site, layout, number)
         yield from (take(layout, number, device) for device in _kinds_of(site, idle))
@@ -117,7 +122,7 @@ def everything(site: Site, layout: Layout) -> Iterator[Change]:
             if other != number:
                 yield from between(site, layout, other, number)
             if other < number:
-                yield from (join(layout, number, other, role) for role in OTHER)
+                yield from (join(layout, number, other, role) for role in roles_in(layout))
 
 
 def drawn(site: Site, layout: Layout, rng: np.random.Generator, most: int) -> Iterator[Change]:
@@ -132,22 +137,24 @@ def drawn(site: Site, layout: Layout, rng: np.random.Generator, most: int) -> It
         if what <= 2 and others:
             found = list(between(site, layout, other, one))
         elif what == 3:
-            found = [turn(layout, one)]
+            found = list(turn(layout, one))
         elif what == 4:
             found = list(cut(site, layout, one))
         elif what == 5 and others:
             found = [join(layout, one, other, layout.roles[one])]
         elif idle:
-            found = [take(layout, one, int(rng.choice(idle))), Change((), ((idle, PREFILL),)), Change((), ((idle, DECODE),))]
+            found = [take(layout, one, int(rng.choice(idle))), *(Change((), ((idle, role),)) for role in roles_in(layout))]
         else:
             found = list(drop(site, layout, one))
         if found:
             yield found[int(rng.integers(len(found)))]
 
 
-def turn(layout: Layout, number: int) -> Change:
-    """A group takes the other role."""
-    return Change((number,), ((layout.groups[number], OTHER[layout.roles[number]]),))
+def turn(layout: Layout, number: int) -> Iterator[Change]:
+    """A group takes the other role, if there is one."""
+    role = layout.roles[number]
+    if OTHER[role] != role:
+        yield Change((number,), ((layout.groups[number], OTHER[role]),))
 
 
 def between(site: Site, layout: Layout, giver: int, taker: int) -> Iterator[Change]:
@@ -183,11 +190,12 @@ def cut(site: Site, layout: Layout, number: int) -> Iterator[Change]:
     labels = spectral_groups(site.weights[np.ix_(where, where)], site.memory_bytes[where], 2)
     halves = [tuple(device for device, label in zip(group, labels, strict=True) if label == half) for half in (0, 1)]
     yield Change((number,), tuple((half, role) for half in halves))
-    yield Change((number,), ((halves[0], role), (halves[1], OTHER[role])))
-    yield Change((number,), ((halves[0], OTHER[role]), (halves[1], role)))
+    if OTHER[role] != role:
+        yield Change((number,), ((halves[0], role), (halves[1], OTHER[role])))
+        yield Change((number,), ((halves[0], OTHER[role]), (halves[1], role)))
     if len(group) > 2:
         for device in _kinds_of(site, group):
-            yield from (Change((number,), ((_without(group, device), role), ((device,), alone))) for alone in OTHER)
+            yield from (Change((number,), ((_without(group, device), role), ((device,), alone))) for alone in roles_in(layout))
 
 
 def join(layout: Layout, one: int, other: int, role: str) -> Change:

@@ -29,7 +29,8 @@ def demand_of(case: Case) -> Demand:
     """What the case's load and options ask for."""
     work, options = case.workload, case.options
     longest = max(work.input_tokens + work.output_tokens, options.max_model_len)
-    return Demand(work.input_tokens, work.output_tokens, longest, min(options.max_seqs, work.concurrency), options.steps_in_flight)
+    most = min(options.max_seqs, work.concurrency)
+    return Demand(work.input_tokens, work.output_tokens, longest, most, options.steps_in_flight, options.max_step_tokens)
 
 
 def site_of(case: Case) -> Site:
@@ -125,6 +126,11 @@ class CaseCosts:
     def decode(self, ranks: Ranks, sequences: float, context: float) -> Seconds:
         whole = max(1, round(sequences))
         return self._seconds(ranks, 1.0, whole, whole, round(context), 0.0)
+
+    def added_s(self, ranks: Ranks, tokens: float) -> float:
+        step, layers = self.case.step(self.examples[ranks.kind], (0, self.layers), self.case.dtype), self.layers
+        reduce_s = 4 * (ranks.count - 1) * tokens * self.row_bytes() / (ranks.count * ranks.bytes_per_s)
+        return (tokens * step.token_s + tokens**2 / 2 * step.pair_s) / (layers * ranks.count) + reduce_s
 
     def _seconds(self, ranks: Ranks, steps: float, tokens: int, samples: int, context: int, pairs: float) -> Seconds:
         def stage_s(first: int, last: int, sampled: int) -> float:

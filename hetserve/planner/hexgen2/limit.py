@@ -14,13 +14,17 @@ RELAXED = (
 )
 
 
-def upper_bound(site: Site, costs: StageCosts, demand: Demand) -> float:
-    """Requests per second of the relaxation above."""
-    first, second = rates_apart(site, costs, demand, range(len(site)))
+def upper_bound(site: Site, costs: StageCosts, demand: Demand, mixed: bool = False) -> float:
+    """Requests per second of the relaxation above.
+
+    Args:
+        mixed: groups do both kinds of work, so that prompts are computed in steps that read the weights anyway.
+    """
+    first, second = rates_apart(site, costs, demand, range(len(site)), mixed)
     return shared_rate(first, second)[0]
 
 
-def rates_apart(site: Site, costs: StageCosts, demand: Demand, devices: Sequence[int]) -> tuple[list[float], list[float]]:
+def rates_apart(site: Site, costs: StageCosts, demand: Demand, devices: Sequence[int], mixed: bool = False) -> tuple[list[float], list[float]]:
     """What each device adds at most to prefill alone and to decode alone, requests per second."""
     total, kv = float(site.memory_bytes.sum()), costs.kv_bytes * costs.layers
     known: dict[int, tuple[float, float]] = {}
@@ -28,7 +32,8 @@ def rates_apart(site: Site, costs: StageCosts, demand: Demand, devices: Sequence
         one = Ranks(kind, 1)
         weights = costs.bytes(one).layer * costs.layers
         sequences = max(1e-9, min(demand.most_sequences, (total - weights) / (demand.held * kv)))
-        prompt_s = max(costs.prefill(one, demand.input_tokens).layer_s * costs.layers, 1e-12)
+        layer_s = costs.added_s(one, demand.input_tokens) if mixed else costs.prefill(one, demand.input_tokens).layer_s
+        prompt_s = max(layer_s * costs.layers, 1e-12)
         step_s = max(costs.decode(one, sequences, sequences * demand.context).layer_s * costs.layers, 1e-12)
         known[kind] = (1 / prompt_s, most_rate(sequences, step_s, demand))
     found = [known[int(site.kinds[device])] for device in devices]

@@ -1,7 +1,7 @@
-"""Prefill and decode groups as a flow network: how many requests a second pass through all of them, and what is in the way.
+"""Groups as a flow network: how many requests a second pass through all of them, and what is in the way.
 
-Source to every prefill group (in to out: its rate), on to every decode group (what the links carry), in to out, to the sink; as in the paper, with
-capacities per second instead of per T.
+Of prefill and decode groups: source to every prefill group (in to out: its rate), on to every decode group (what the links carry), in to out, to
+the sink; as in the paper, with capacities per second instead of per T. Mixed groups (HexGen's) have nothing between them.
 """
 
 from __future__ import annotations
@@ -9,10 +9,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from itertools import accumulate
+from typing import ClassVar
 
 import numpy as np
 
-from hetserve.planner.hexgen2.site import DECODE, PREFILL, ROLES, Site
+from hetserve.planner.hexgen2.site import DECODE, MIXED, PREFILL, ROLES, Site
 from hetserve.planner.hexgen2.strategy import Strategies, Strategy
 from hetserve.solve.maxflow import max_flow
 
@@ -60,7 +61,13 @@ class Outcome:
 
 @dataclass
 class Network:
-    """Rates, links and flows of layouts, each link asked for once."""
+    """Rates, links and flows of layouts, each link asked for once.
+
+    Attributes:
+        roles: what groups there are.
+    """
+
+    roles: ClassVar[tuple[str, ...]] = ROLES
 
     site: Site
     strategies: Strategies
@@ -78,7 +85,7 @@ class Network:
 
     def most(self, layout: Layout, rates: Sequence[float]) -> float:
         """Requests per second at most: as if no link limited anything."""
-        sides = {role: sum(rates[number] for number in layout.of(role)) for role in (PREFILL, DECODE)}
+        sides = {role: sum(rates[number] for number in layout.of(role)) for role in self.roles}
         return min(sides.values())
 
     def total(self, layout: Layout, rates: Sequence[float]) -> float:
@@ -131,6 +138,24 @@ class Network:
             size_bytes = self.strategies.demand.input_tokens * self.strategies.costs.kv_bytes
             known = self._links[prefill, decode] = 1 / max(transfer_s(self.site, here, there, size_bytes), 1e-12)
         return known
+
+
+class Mixed(Network):
+    """Groups that do both kinds of work: nothing goes from one to another, and what each can serve adds up."""
+
+    roles = (MIXED,)
+
+    def total(self, layout: Layout, rates: Sequence[float]) -> float:
+        return self.most(layout, rates)
+
+    def solve(self, layout: Layout, rates: Sequence[float] | None = None) -> Outcome:
+        """All groups are full, and none is in another's way."""
+        rates = tuple(self.rates(layout) if rates is None else rates)
+        told = tuple(f"group {number}" for number, rate in enumerate(rates) if rate > 0)
+        return Outcome(layout, sum(rates), rates, rates, {}, told, frozenset())
+
+    def spread(self, outcome: Outcome) -> Outcome:
+        return outcome
 
 
 def transfer_s(site: Site, prefill: Strategy, decode: Strategy, layer_bytes: float) -> float:

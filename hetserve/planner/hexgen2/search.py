@@ -15,7 +15,7 @@ import numpy as np
 
 from hetserve.planner.hexgen2.changes import NOTHING, Change, crowded, drawn, everything, guided
 from hetserve.planner.hexgen2.network import Layout, Network, Outcome
-from hetserve.planner.hexgen2.site import PREFILL, ROLES
+from hetserve.planner.hexgen2.site import PREFILL
 from hetserve.planner.hexgen2.start import first_layouts
 
 METHODS = ("guided", "random", "genetic")
@@ -71,7 +71,7 @@ def improve(network: Network, search: Search) -> tuple[Outcome | None, Progress]
         share = progress.left // (len(starts) - number + (not crowded(start)))  # a share is left for what begins at random
         found = _descend(network, network.solve(start), search, rng, progress, share)
         if best is None or found.total > best.total * (1 + GAIN):
-            best, progress.start = found, f"{len(start.groups)} groups, {len(start.of(PREFILL))} for prefill"
+            best, progress.start = found, f"{len(start.groups)} groups" + (f", {len(first)} for prefill" if (first := start.of(PREFILL)) else "")
     assert best is not None
     while progress.left > 0 and not crowded(best.layout):
         kicked = network.solve(_kicked(network, best.layout, rng))
@@ -116,7 +116,7 @@ def _rounds(network: Network, outcome: Outcome, search: Search, rng: np.random.G
 def _best(network: Network, outcome: Outcome, changes: Iterator[Change], progress: Progress, small: bool) -> Layout | None:
     """The layout of the best change, or, where there are many, of all that gain one after the other; None: none gains."""
     layout, rates = outcome.layout, outcome.rates
-    whole = {role: sum(rates[number] for number in layout.of(role)) for role in ROLES}
+    whole = {role: sum(rates[number] for number in layout.of(role)) for role in network.roles}
     best, best_key, best_sides = NOTHING, (outcome.total, outcome.surplus), whole
     for change in changes:
         if progress.left <= 0:

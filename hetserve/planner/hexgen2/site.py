@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from functools import cached_property
+from math import inf
 from typing import Protocol
 
 import numpy as np
@@ -16,8 +17,8 @@ from numpy.typing import NDArray
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 
-PREFILL, DECODE = "prefill", "decode"
-ROLES = (PREFILL, DECODE)
+PREFILL, DECODE, MIXED = "prefill", "decode", "mixed"
+ROLES = (PREFILL, DECODE)  # of groups that do one kind of work each
 
 
 @dataclass(frozen=True)
@@ -73,6 +74,7 @@ class Demand:
     longest: float  # tokens of one sequence that every group must have room for
     most_sequences: float  # at once in a group
     waves: int  # steps of a group on their way at once
+    step_tokens: float = inf  # of a step at most: longer prompts are computed in parts
 
     @property
     def held(self) -> float:
@@ -142,6 +144,10 @@ class StageCosts(Protocol):
         """One token of each of so many sequences, whose lengths sum up to `context`."""
         ...
 
+    def added_s(self, ranks: Ranks, tokens: float) -> float:
+        """What a prompt of so many tokens adds to a layer in steps that read its weights anyway, in all."""
+        ...
+
 
 @dataclass
 class Remembered:
@@ -152,6 +158,7 @@ class Remembered:
     _bytes: dict[Ranks, Bytes] = field(default_factory=dict)
     _prefill: dict[Ranks, Seconds] = field(default_factory=dict)
     _decode: dict[tuple[Ranks, float], Seconds] = field(default_factory=dict)
+    _added_s: dict[Ranks, float] = field(default_factory=dict)
 
     def bytes(self, ranks: Ranks) -> Bytes:
         found = self._bytes.get(ranks)
@@ -171,4 +178,11 @@ class Remembered:
         found = self._decode.get((ranks, sequences))
         if found is None:
             found = self._decode[ranks, sequences] = self.costs.decode(ranks, sequences, sequences * self.demand.context)
+        return found
+
+    def added_s(self, ranks: Ranks) -> float:
+        """By a mean prompt."""
+        found = self._added_s.get(ranks)
+        if found is None:
+            found = self._added_s[ranks] = self.costs.added_s(ranks, self.demand.input_tokens)
         return found

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from hetserve.planner.hexgen2.network import Devices, Layout, Network
-from hetserve.planner.hexgen2.site import DECODE, PREFILL, ROLES, Ints, Ranks
+from hetserve.planner.hexgen2.site import DECODE, MIXED, PREFILL, ROLES, Ints, Ranks
 from hetserve.solve.fill import shared_rate
 from hetserve.solve.sides import coarsen, most_between
 from hetserve.solve.spectral import spectral_groups
@@ -44,16 +44,17 @@ def first_layouts(network: Network) -> list[Layout]:
 def group_counts(network: Network) -> list[int]:
     """How many groups memory allows for, and neighbours."""
     costs, demand, devices = network.strategies.costs, network.strategies.demand, useful(network)
-    if len(devices) < 2:
+    least = len(network.roles)  # a group of each
+    if len(devices) < least:
         return []
     total = float(network.site.memory_bytes[devices].sum())
     one = network.strategies.asked.bytes(Ranks(int(network.site.kinds[0]), 1))
     weights = one.layer * costs.layers + one.first + one.last
-    most = max(2, min(len(devices), int(total // weights)))
+    most = max(least, min(len(devices), int(total // weights)))
     first = total / (weights + SEQUENCES * demand.held * costs.kv_bytes * costs.layers)
     if most <= FEW:
-        return list(range(2, most + 1))
-    return sorted({min(most, max(2, round(first * part))) for part in NEIGHBOURS}, reverse=True)
+        return list(range(least, most + 1))
+    return sorted({min(most, max(least, round(first * part))) for part in NEIGHBOURS}, reverse=True)
 
 
 def useful(network: Network) -> Ints:
@@ -93,17 +94,20 @@ def packed(network: Network) -> Iterator[list[Devices]]:
         filling: Devices = ()
         for device in order.tolist():
             filling = tuple(sorted((*filling, device)))
-            if network.strategies.rate(filling, PREFILL) > 0 or network.strategies.rate(filling, DECODE) > 0:
+            if any(network.strategies.rate(filling, role) > 0 for role in network.roles):
                 groups.append(filling)
                 filling = ()
-        if len(groups) > 1:
+        if len(groups) >= len(network.roles):
             groups[-1] = tuple(sorted(groups[-1] + filling))
             yield groups
 
 
 def with_roles(network: Network, groups: Sequence[Devices]) -> Iterator[Layout]:
-    """By the opposite cut, the best of the numbers of prefill groups tried; and by what each group is best at."""
+    """By the opposite cut, the best of the numbers of prefill groups tried; and by what each group is best at. Where there is one role: that."""
     count = len(groups)
+    if network.roles == (MIXED,):
+        yield Layout(tuple(groups), (MIXED,) * count)
+        return
     if count < 2:
         return
     rates = {role: [network.strategies.rate(group, role) for group in groups] for role in ROLES}
@@ -127,4 +131,4 @@ def _layout(groups: Sequence[Devices], first: Sequence[bool]) -> Layout:
 
 
 def _holds(network: Network, group: Devices) -> bool:
-    return network.strategies.rate(group, PREFILL) > 0 and network.strategies.rate(group, DECODE) > 0
+    return all(network.strategies.rate(group, role) > 0 for role in network.roles)

@@ -1,15 +1,16 @@
 """How one group runs the model best: its stages, their layers, how many sequences it holds, and how many requests a second that makes.
 
-Prefill: of all shapes the one with the least latency (the paper's rule), one prompt at a time, or, if asked for, with the highest rate. Decode: the
-highest rate. Layers are cut for the shortest cycle in both cases, so that a pipeline of equal devices is cut evenly although no cut changes its
-latency. Chosen here: a pipeline has as many steps on its way at once as the runtime allows (`Demand.waves`); a stage's time has its hop to the next
-in it.
+Prefill: of all shapes the one with the least latency (the paper's rule), one prompt at a time, or, if asked for, with the highest rate. Decode and
+mixed: the highest rate. Layers are cut for the shortest cycle in all cases, so that a pipeline of equal devices is cut evenly although no cut
+changes its latency. Chosen here: a pipeline has as many steps on its way at once as the runtime allows (`Demand.waves`); a stage's time has its hop
+to the next in it. A step of b sequences of a mixed group has the prompts of b / (tokens of an answer) new ones in it, and waits for what parts of
+prompts leave idle in a pipeline (planner/estimate.py, rate).
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import pairwise
@@ -18,8 +19,7 @@ from math import floor, inf
 import numpy as np
 
 from hetserve.planner.hexgen2.shapes import Stages, shapes
-from hetserve.planner.hexgen2.site import DECODE, PREFILL, Demand, Ranks, Remembered, Seconds, Site, StageCosts
-from hetserve.solve.fill import cycle_s as cycle_of
+from hetserve.planner.hexgen2.site import MIXED, PREFILL, Demand, Ranks, Remembered, Seconds, Site, StageCosts
 from hetserve.solve.fill import least_sum, shortest_cycle
 
 TRIED = (1.0, 0.85, 0.7, 0.5, 0.3, 0.15)  # of the most sequences that a shape can hold: fewer leave more freedom to cut layers
@@ -92,12 +92,12 @@ class Strategies:
         return order, key
 
     def _search(self, devices: list[int], role: str) -> Strategy | None:
-        tried = [_Shape(self, stages) for stages in shapes(self.site, devices, self.costs.layers)]
+        tried = [_Shape(self, stages, role) for stages in shapes(self.site, devices, self.costs.layers)]
         best: Strategy | None = None
         for bound, shape in sorted(((self._bound(shape, role), shape) for shape in tried), key=lambda one: -one[0]):
             if best is not None and bound < self._key(best, role)[0]:
                 break
-            one = shape.prefill() if role == PREFILL else shape.decode()
+            one = shape.prefill() if role == PREFILL else shape.many()
             if one is not None and (best is None or self._key(one, role) > self._key(best, role)):
                 best = one
         return best
@@ -119,7 +119,7 @@ class Strategies:
 
     def _bound(self, shape: _Shape, role: str) -> float:
         """What no cut of a shape's layers exceeds, as the first of `_key`."""
-        if role == DECODE:
+        if role != PREFILL:
             return shape.most_rate
         least_s, cycle_s = shape.least_prompt_s
         return 1 / cycle_s if self.fastest_prefill else -round(least_s, 12)
@@ -134,7 +134,7 @@ class Strategies:
 class _Shape:
     """One way to lay a group out, with what does not depend on the cut of the layers."""
 
-    def __init__(self, owner: Strategies, stages: Stages) -> None:
+    def __init__(self, owner: Strategies, stages: Stages, role: str) -> None:
         site, self.asked, self.demand = owner.site, owner.asked, owner.demand
         self.stages, self.layers = stages, owner.costs.layers
         self.ranks = [owner.ranks(stage) for stage in stages]
@@ -142,6 +142,8 @@ class _Shape:
         self.waves = min(len(stages), self.demand.waves)
         self.kv = [owner.costs.kv_bytes / len(stage) for stage in stages]  # of a token and layer on each rank
         self.row_bytes = owner.costs.row_bytes()
+        self.added_s = [self.asked.added_s(ranks) if role == MIXED else 0.0 for ranks in self.ranks]  # of a layer, by a prompt
+        self.prompt_tokens = self.demand.input_tokens if role == MIXED else 0.0
         last = len(stages) - 1
         self.held, self.layer = [], []
         for number, ranks in enumerate(self.ranks):
@@ -183,31 +185,29 @@ class _Shape:
         """The slowest stage's time if layers could be cut anyhow: no cut's is less."""
         return (self.layers + sum(one / slope for one, slope in zip(fixed_s, slopes, strict=True))) / sum(1 / slope for slope in slopes)
 
-    def decode(self) -> Strategy | None:
-        """With as many sequences as pay; fewer are not tried where that can gain nothing."""
+    def many(self) -> Strategy | None:
+        """Decode or mixed, with as many sequences as pay; fewer are not tried where that can gain nothing."""
         best: Strategy | None = None
         for sequences in dict.fromkeys(max(floor(part * self.most), self.waves) for part in TRIED):
-            one = self._decode(sequences)
+            one = max(self._many(sequences), key=lambda each: each.rate, default=None)
             if one is not None and (best is None or one.rate > best.rate):
                 best = one
             if best is not None and best.rate >= NEAR * self.most_rate:
                 break
         return best
 
-    def _decode(self, sequences: float) -> Strategy | None:
+    def _many(self, sequences: float) -> Iterator[Strategy]:
         """With layers cut for so many sequences, and then as many as that cut holds."""
-        fixed_s, slopes = self._decode_times(sequences)
+        fixed_s, slopes = self._many_times(sequences)
         most = self._most_layers(max(self.demand.longest, sequences * self.demand.held))
-        cut = shortest_cycle(self.layers, fixed_s, slopes, most, self.waves)
-        if cut is None:
-            return None
-        cycle_s, counts = cut
-        held = self._sequences(counts)
-        if held > sequences:
-            sequences = held
-            cycle_s = cycle_of(counts, *self._decode_times(sequences), self.waves)
-        rate = most_rate(sequences / self.waves, cycle_s, self.demand)
-        return Strategy(self.stages, tuple(counts), sequences, cycle_s * self.waves, rate)
+        for waves in {self.waves, 1} if any(self.added_s) else {self.waves}:  # 1: for the least idle time around prompts
+            cut = shortest_cycle(self.layers, fixed_s, slopes, most, waves)
+            if cut is not None:
+                _, counts = cut
+                held = max(sequences, self._sequences(counts))
+                cycle_s = self._many_cycle_s(counts, held)
+                rate = most_rate(held / self.waves, cycle_s, self.demand)
+                yield Strategy(self.stages, tuple(counts), held, cycle_s * self.waves, rate)
 
     @cached_property
     def most(self) -> float:
@@ -219,13 +219,24 @@ class _Shape:
         """Requests per second that no cut of the layers exceeds; 0 where none fits."""
         if self.most < self.waves:
             return 0.0
-        fixed_s, slopes = self._decode_times(self.most)
+        fixed_s, slopes = self._many_times(self.most)
         least_s = max(self._even_s(fixed_s, slopes), (sum(fixed_s) + self.layers * min(slopes)) / self.waves)
         return most_rate(self.most / self.waves, least_s, self.demand)
 
-    def _decode_times(self, sequences: float) -> tuple[list[float], list[float]]:
+    def _many_times(self, sequences: float) -> tuple[list[float], list[float]]:
         batch = sequences / self.waves
-        return self._times([self.asked.decode(ranks, batch) for ranks in self.ranks], batch)
+        prompts = batch / self.demand.output_tokens  # in each step
+        fixed_s, slopes = self._times([self.asked.decode(ranks, batch) for ranks in self.ranks], batch + prompts * self.prompt_tokens)
+        return fixed_s, [slope + prompts * added_s for slope, added_s in zip(slopes, self.added_s, strict=True)]
+
+    def _many_cycle_s(self, counts: Sequence[int], sequences: float) -> float:
+        """Between two batches. What a pipeline fills and drains around each part of a prompt is seen here only, not when layers are cut."""
+        fixed_s, slopes = self._many_times(sequences)
+        whole_s = [one + slope * count for one, slope, count in zip(fixed_s, slopes, counts, strict=True)]
+        prompts = sequences / self.waves / self.demand.output_tokens
+        prompt_s = [prompts * added_s * count for added_s, count in zip(self.added_s, counts, strict=True)]
+        idle_s = (sum(prompt_s) - max(prompt_s)) / (1 + self.demand.input_tokens / self.demand.step_tokens)
+        return max(max(whole_s) + idle_s, sum(whole_s) / self.waves)
 
     def _times(self, seconds: Sequence[Seconds], tokens: float) -> tuple[list[float], list[float]]:
         """Of each stage: what it takes beside its layers, its hop to the next stage included, and what a layer takes."""

@@ -1,0 +1,54 @@
+"""The search alone: from a case to groups with strategies, before they become a plan. Every planner that forms groups freely begins here."""
+
+from __future__ import annotations
+
+from hetserve.errors import UsageError
+from hetserve.planner.case import Case
+from hetserve.planner.hexgen2.from_case import costs_of, demand_of, site_of
+from hetserve.planner.hexgen2.genetic import evolve
+from hetserve.planner.hexgen2.network import Layout, Network, Outcome
+from hetserve.planner.hexgen2.others import others
+from hetserve.planner.hexgen2.search import GAIN, METHODS, Progress, Search, improve
+from hetserve.planner.hexgen2.strategy import Strategies
+from hetserve.planner.hexgen2.told import Found, search_told
+
+
+def network_of(case: Case, search: Search, kind: type[Network] = Network) -> Network:
+    """The case as the search sees it.
+
+    Raises:
+        UsageError: there is no such method.
+    """
+    if search.method not in METHODS:
+        raise UsageError(f"there is no search called {search.method!r}", f"known: {', '.join(METHODS)}")
+    site, costs, demand = site_of(case), costs_of(case), demand_of(case)
+    return kind(site, Strategies(site, costs, demand, search.fastest_prefill))
+
+
+def find(network: Network, search: Search) -> Found | None:
+    """The best layout of the search, or that of another system where it is better; None: nothing fits."""
+    outcome, progress = (evolve if search.method == "genetic" else improve)(network, search)
+    came_from = search_told(search, progress)
+    for name, layout in others(network).items():
+        other = network.solve(layout)
+        if other.total > (outcome.total if outcome else 0.0) * (1 + GAIN):
+            outcome, came_from = other, f"as {name} would lay it out, better than what was {came_from}"
+    return found_of(network, outcome, progress, came_from) if outcome is not None else None
+
+
+def found_of(network: Network, outcome: Outcome, progress: Progress, came_from: str) -> Found:
+    """The layout with its load spread, idle groups dropped, the strategies of the others."""
+    outcome = network.spread(network.solve(_in_order(network, network.spread(outcome))))
+    layout = outcome.layout
+    best = [network.strategies.best(group, role) for group, role in zip(layout.groups, layout.roles, strict=True)]
+    strategies = tuple(one for one in best if one is not None)
+    assert len(strategies) == len(layout.groups)
+    return Found(network.site, network, outcome, progress, strategies, came_from)
+
+
+def _in_order(network: Network, outcome: Outcome) -> Layout:
+    """Groups that do something, prefill first, the fastest of each first."""
+    layout = outcome.layout
+    order = sorted(range(len(layout.groups)), key=lambda one: (network.roles.index(layout.roles[one]), -outcome.rates[one], layout.groups[one]))
+    used = [one for one in order if outcome.flows[one] > 0]
+    return Layout(tuple(layout.groups[one] for one in used), tuple(layout.roles[one] for one in used))
