@@ -14,6 +14,7 @@ from hetserve.planner.distserve import plan_distserve
 from hetserve.planner.hetis import plan_hetis
 from hetserve.planner.hexgen import plan_hexgen
 from hetserve.planner.hexgen2.plan import plan_hexgen2
+from hetserve.planner.hexgen2_hetis import plan_hexgen2_hetis
 from hetserve.planner.options import Options
 from hetserve.planner.replicas import plan_replicas
 from hetserve.planner.splitwise import plan_splitwise
@@ -48,6 +49,7 @@ SYSTEMS = {
         System("splitwise", plan_splitwise, BY_SPEED),
         System("distserve", plan_distserve, BY_SPEED),
         System("hexgen2", plan_hexgen2, BY_SPEED),
+        System("hexgen2+hetis", plan_hexgen2_hetis, BY_SPEED),  # of its groups HexGen-2's, of their heads Hetis'
     )
 }
 HEADS: dict[str, Heads] = {

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from hetserve.errors import UsageError
 from hetserve.planner.case import Case
 from hetserve.planner.hexgen2.from_case import costs_of, demand_of, site_of
@@ -38,7 +40,8 @@ def find(network: Network, search: Search) -> Found | None:
 
 def found_of(network: Network, outcome: Outcome, progress: Progress, came_from: str) -> Found:
     """The layout with its load spread, idle groups dropped, the strategies of the others."""
-    outcome = network.spread(network.solve(_in_order(network, network.spread(outcome))))
+    outcome = network.spread(outcome)
+    outcome = network.spread(network.solve(some(outcome.layout, in_order(network, outcome))))
     layout = outcome.layout
     best = [network.strategies.best(group, role) for group, role in zip(layout.groups, layout.roles, strict=True)]
     strategies = tuple(one for one in best if one is not None)
@@ -46,9 +49,13 @@ def found_of(network: Network, outcome: Outcome, progress: Progress, came_from: 
     return Found(network.site, network, outcome, progress, strategies, came_from)
 
 
-def _in_order(network: Network, outcome: Outcome) -> Layout:
+def in_order(network: Network, outcome: Outcome) -> list[int]:
     """Groups that do something, prefill first, the fastest of each first."""
     layout = outcome.layout
     order = sorted(range(len(layout.groups)), key=lambda one: (network.roles.index(layout.roles[one]), -outcome.rates[one], layout.groups[one]))
-    used = [one for one in order if outcome.flows[one] > 0]
-    return Layout(tuple(layout.groups[one] for one in used), tuple(layout.roles[one] for one in used))
+    return [one for one in order if outcome.flows[one] > 0]
+
+
+def some(layout: Layout, numbers: Sequence[int]) -> Layout:
+    """Some of its groups, in that order."""
+    return Layout(tuple(layout.groups[one] for one in numbers), tuple(layout.roles[one] for one in numbers))

@@ -11,6 +11,7 @@ from hetserve.planner.case import MIB, Case, open_case
 from hetserve.planner.draft import finish
 from hetserve.planner.hexgen2.find import find, network_of
 from hetserve.planner.hexgen2.into_plan import group_of
+from hetserve.planner.hexgen2.network import Outcome
 from hetserve.planner.hexgen2.search import Search
 from hetserve.planner.hexgen2.told import Found, how_each, left_out_told
 from hetserve.planner.options import Options
@@ -33,7 +34,7 @@ def plan_hexgen2(cluster: Cluster, model: ModelSpec, workload: Workload | None, 
     found = find(network_of(case, search), search)
     if found is None:
         raise no_layout(case)
-    groups, flow = groups_of(case, found), flow_of(found)
+    groups, flow = groups_of(case, found), flow_of(found.outcome)
     said = summary(groups, found.outcome.total, found.outcome.cut, bound_of(case, mixed=False), found.came_from)
     said += each_group(groups, flow, found.used(), how_each(found))
     return finish(case, "hexgen2", groups, [*said, *left_out_told(found), *calm(case), *unmeasured(case)], flow=flow)
@@ -45,9 +46,9 @@ def groups_of(case: Case, found: Found) -> list[Group]:
     return [group_of(case, found.network, strategy, role, requests_per_s=rate) for strategy, role, rate in each]
 
 
-def flow_of(found: Found) -> tuple[Flow, ...]:
+def flow_of(outcome: Outcome) -> tuple[Flow, ...]:
     """Where each prefill group's requests go."""
-    arcs = sorted(found.outcome.arcs.items())
+    arcs = sorted(outcome.arcs.items())
     sent = {source: sum(rate for (one, _), rate in arcs if one == source) for (source, _), _ in arcs}
     return tuple(Flow(source, target, min(1.0, rate / sent[source])) for (source, target), rate in arcs)
 
