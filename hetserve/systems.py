@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 
 from hetserve.errors import UsageError
 from hetserve.planner.distserve import plan_distserve
+from hetserve.planner.helix import plan_helix
 from hetserve.planner.hetis import plan_hetis
 from hetserve.planner.hexgen import plan_hexgen
 from hetserve.planner.hexgen2.plan import plan_hexgen2
@@ -46,6 +47,7 @@ SYSTEMS = {
         System("hetis", plan_hetis, UNIFORM),  # its placement and re-dispatch are the plan's choice: see policies_for
         System("replicas", plan_replicas, BY_SPEED),
         System("hexgen", plan_hexgen, BY_SPEED),
+        System("helix", plan_helix, BY_SPEED),
         System("splitwise", plan_splitwise, BY_SPEED),
         System("distserve", plan_distserve, BY_SPEED),
         System("hexgen2", plan_hexgen2, BY_SPEED),

@@ -46,7 +46,7 @@ def plan_hexgen2_hetis(cluster: Cluster, model: ModelSpec, workload: Workload | 
     best, came_from = max(candidates, key=lambda one: (one[0].outcome.total, -len(one[0].enlisted)))
     best = enlisting.finished(best)
     outcome = best.outcome
-    each = zip(outcome.layout.groups, outcome.layout.roles, best.workers, outcome.rates, strict=True)
+    each = zip(outcome.layout.groups, outcome.layout.roles, best.workers, outcome.flows, strict=True)
     groups = [enlisting.group(*one) for one in each]
     flow = flow_of(outcome)
     used = {number: passed / could for number, (passed, could) in enumerate(zip(outcome.flows, outcome.rates, strict=True))}

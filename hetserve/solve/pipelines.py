@@ -77,6 +77,8 @@ def best_pipelines(rates: Floats, carried: Floats, alike: Sequence[int], effort:
     for kind in set(alike):
         for one, other in pairwise(unit for unit in range(count) if alike[unit] == kind):  # no two orders of what is alike
             model.add(passed[one] >= passed[other])
+    work = int((whole * np.arange(blocks + 1)).max(axis=1).sum())
+    model.add(blocks * sum(begun) <= work)  # each way takes all blocks; no unit does more than it can
     model.maximize(sum(begun))
     solver = cp_model.CpSolver()
     solver.parameters.num_workers = 1

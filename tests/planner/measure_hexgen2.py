@@ -2,8 +2,8 @@
 FILE]`.
 
 quality: random clusters of up to six devices against every layout there is (all partitions of all subsets, roles, ranks, orders and cuts of layers),
-with the same costs; nothing of a baseline is among the candidates. ablations: the three searches with equally many layouts. speed: one core, wall
-clock.
+with the same costs; without any baseline's plan among the candidates, and with those of all. ablations: the three searches with equally many layouts.
+speed: one core, wall clock.
 """
 
 from __future__ import annotations
@@ -11,6 +11,8 @@ from __future__ import annotations
 import argparse
 import json
 import time
+from collections import Counter
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +20,13 @@ import numpy as np
 from hexgen2_cases import DEMAND, Sheets, best_of_all, het1, large_site, random_case, random_site
 
 from hetserve.machine import describe
+from hetserve.planner.helix import Placement
 from hetserve.planner.hexgen2.genetic import evolve
 from hetserve.planner.hexgen2.limit import upper_bound
-from hetserve.planner.hexgen2.network import Network
+from hetserve.planner.hexgen2.network import Mixed, Network
+from hetserve.planner.hexgen2.others import others
 from hetserve.planner.hexgen2.search import METHODS, Search, improve
-from hetserve.planner.hexgen2.site import Demand, Site
+from hetserve.planner.hexgen2.site import MIXED, Demand, Site
 from hetserve.planner.hexgen2.strategy import Strategies
 
 SIZES = {
@@ -51,16 +55,35 @@ def run(over: Site, costs: Sheets, demand: Demand, search: Search) -> dict[str, 
     return {**found, "first": progress.first, "tried": progress.tried, "strategies": network.strategies.searched, "flows": network.solved}
 
 
+def baselines(over: Site, costs: Sheets, demand: Demand) -> dict[str, float]:
+    """Requests per second of what other systems would plan; of systems whose groups do both kinds of work, too."""
+    apart, mixed = Network(over, Strategies(over, costs, demand)), Mixed(over, Strategies(over, costs, demand))
+    layouts = [(network, name, layout) for network in (apart, mixed) for name, layout in others(network).items()]
+    found = {name: network.total(layout, network.rates(layout)) for network, name, layout in layouts}
+    by_search, _ = improve(mixed, Search())
+    found["hexgen"] = by_search.total if by_search else 0.0
+    placed = [Placement(mixed, ranks).best().groups for ranks in (1, 2, 4)]
+    found["helix"] = max(sum(mixed.strategies.rate(group, MIXED) for group in groups) for groups in placed)
+    return found
+
+
 def quality(clusters: int, devices: int) -> dict[str, Any]:
-    """Ratios to the best layout, by rule for prefill strategies and by layouts looked at."""
+    """Ratios to the best layout, by rule for prefill strategies and by layouts looked at; on so many clusters that hold two groups."""
     kinds = {"default": Search(), "an eighth of the effort": Search(effort=500), "fastest prefill": Search(fastest_prefill=True)}
     ratios: dict[str, list[float]] = {name: [] for name in kinds}
     against, gaps, empty = [], [], 0
-    for seed in range(clusters):
+    apart, all_of_them = "with splitwise's and distserve's plans", "with all baselines' plans"  # the rest have groups for both kinds of work
+    won = {apart: Counter[str](), all_of_them: Counter[str]()}
+    ratios.update({name: [] for name in won})
+    for seed in count():
+        if len(gaps) == clusters:
+            break
         case = random_case(seed, devices - seed % 3)
         best, freest = best_of_all(*case), best_of_all(*case, fastest_prefill=True)
+        ours = 0.0
         for name, search in kinds.items():
             found = run(*case, search)["requests_per_s"]
+            ours = found if name == "default" else ours
             wanted = freest if search.fastest_prefill else best
             if wanted:
                 ratios[name].append(found / wanted)
@@ -70,12 +93,24 @@ def quality(clusters: int, devices: int) -> dict[str, Any]:
         if best:
             against.append(best / freest)
             gaps.append(1 - best / upper_bound(*case))
-        print(f"{seed + 1} of {clusters}", end="\r", flush=True)
+            every = baselines(*case)
+            for name, counted in won.items():
+                known = every if name == all_of_them else {one: every[one] for one in ("splitwise", "distserve") if one in every}
+                first = max(known, key=lambda one: known[one], default="")
+                winner = first if known and known[first] > ours * (1 + 1e-9) else "hexgen2"
+                ratios[name].append(max(ours, known.get(winner, 0.0)) / best)
+                counted[winner] += 1
+        print(f"{len(gaps)} of {clusters}", end="\r", flush=True)
     told = {
         name: {**spread(of), "below_0.99": len([one for one in of if one < 0.99]), "below_0.95": len([one for one in of if one < 0.95])}
         for name, of in ratios.items()
     }
-    extra = {"least_latency_against_fastest_prefill": spread(against), "gap_of_the_best_to_the_bound": spread(gaps), "nothing_fits": empty}
+    extra = {
+        "least_latency_against_fastest_prefill": spread(against),
+        "gap_of_the_best_to_the_bound": spread(gaps),
+        "nothing_fits": empty,
+        "whose_plan_won": {name: dict(counted) for name, counted in won.items()},
+    }
     return {"clusters": clusters, "devices": f"{devices - 2} to {devices}", "ratio_to_the_best_layout": told, **extra}
 
 
