@@ -8,6 +8,7 @@ too: one device a stage, weights as each device is fastest with. All are judged 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from itertools import combinations
 
 from hetserve.planner.case import Case, open_case
@@ -16,7 +17,7 @@ from hetserve.planner.estimate import together
 from hetserve.planner.hexgen2.find import find, network_of
 from hetserve.planner.hexgen2.network import Mixed
 from hetserve.planner.hexgen2.plan import groups_of
-from hetserve.planner.hexgen2.search import Search
+from hetserve.planner.hexgen2.search import SMALL, Search, bound
 from hetserve.planner.options import Options
 from hetserve.planner.pipeline import pipeline
 from hetserve.planner.told import bound_of, each_group, summary
@@ -29,6 +30,8 @@ from hetserve.spec.workload import Workload
 
 MOST_TOLD = 8  # of layouts that were not chosen
 EVERY_SUBSET = 6  # devices up to which every subset is tried; more: the fastest of each number, where there is no GPU
+
+LESS = 4  # times less effort than HexGen-2's search takes on large clusters: groups that do both kinds of work have more ways to be laid out
 
 
 def plan_hexgen(cluster: Cluster, model: ModelSpec, workload: Workload | None, options: Options, search: Search | None = None) -> Plan:
@@ -57,7 +60,9 @@ def _candidates(case: Case, search: Search) -> Iterator[tuple[list[Group], str]]
     if not gpus or len(case.cluster.devices) <= EVERY_SUBSET:
         for layout in _layouts(case):
             yield layout, "the best of all layouts of one device a stage: one pipeline, or replicas"
-    if gpus and (found := find(network_of(case, search, Mixed), search)) is not None:
+    count = len(case.cluster.devices)
+    less = search if search.effort or count <= SMALL else replace(search, effort=bound(count) // LESS)
+    if gpus and (found := find(network_of(case, less, Mixed), less)) is not None:
         yield together(case, groups_of(case, found)), found.came_from
 
 

@@ -18,7 +18,7 @@ from hetserve.planner.hexgen2.changes import left_out
 from hetserve.planner.hexgen2.find import find, network_of
 from hetserve.planner.hexgen2.network import Devices, Layout, Network
 from hetserve.planner.hexgen2.plan import calm, flow_of, no_layout
-from hetserve.planner.hexgen2.search import Search
+from hetserve.planner.hexgen2.search import Search, effort_of
 from hetserve.planner.hexgen2.site import Ranks
 from hetserve.planner.hexgen2.told import Found
 from hetserve.planner.options import Options
@@ -28,6 +28,8 @@ from hetserve.spec.cluster import Cluster
 from hetserve.spec.model import ModelSpec
 from hetserve.spec.plan import Online, Plan
 from hetserve.spec.workload import Workload
+
+SECOND = 3  # of the effort, what the search without the excluded devices may take: one part in so many
 
 
 def plan_hexgen2_hetis(cluster: Cluster, model: ModelSpec, workload: Workload | None, options: Options, search: Search | None = None) -> Plan:
@@ -71,7 +73,12 @@ def _candidates(enlisting: Enlisting, search: Search) -> list[tuple[Helped, str]
     out = excluded(network, case.options.delta)
     if out:
         names = ", ".join(network.site.names[device] for device in sorted(out))
-        bases.append((f"without {names}, which bring less than Delta", _found_without(case, network, out, search)))
+        bases.append(
+            (
+                f"without {names}, which bring less than Delta",
+                _found_without(case, network, out, replace(search, effort=effort_of(search, len(network.site)) // SECOND)),
+            )
+        )
     candidates = []
     for what, found in bases:
         if found is not None:

@@ -10,7 +10,7 @@ import numpy as np
 
 from hetserve.planner.hexgen2.changes import drawn
 from hetserve.planner.hexgen2.network import Layout, Network, Outcome
-from hetserve.planner.hexgen2.search import GROUP, Progress, Search, bound
+from hetserve.planner.hexgen2.search import GROUP, Progress, Search, effort_of
 from hetserve.planner.hexgen2.site import DECODE, PREFILL
 from hetserve.planner.hexgen2.start import group_counts, with_roles
 
@@ -20,7 +20,7 @@ TOURNAMENT = 3
 
 def evolve(network: Network, search: Search) -> tuple[Outcome | None, Progress]:
     """The best layout of all generations; None: nothing fits."""
-    progress = Progress(search.effort or bound(len(network.site)))
+    progress = Progress(effort_of(search, len(network.site)))
     rng = np.random.default_rng(search.seed)
     counts = group_counts(network)
     if not counts:

@@ -58,7 +58,7 @@ class Progress:
 
 def improve(network: Network, search: Search) -> tuple[Outcome | None, Progress]:
     """The best layout found; None: nothing fits."""
-    progress = Progress(search.effort or bound(len(network.site)))
+    progress = Progress(effort_of(search, len(network.site)))
     starts = first_layouts(network)
     progress.tried += len(starts)
     starts = starts[: search.starts or (6 if len(network.site) <= SMALL else 2)]
@@ -80,6 +80,11 @@ def improve(network: Network, search: Search) -> tuple[Outcome | None, Progress]
         if found.total > best.total * (1 + GAIN):
             best = found
     return best if best.total > 0 else None, progress
+
+
+def effort_of(search: Search, devices: int) -> int:
+    """What was asked for, or the default."""
+    return search.effort or bound(devices)
 
 
 def bound(devices: int) -> int:

@@ -25,6 +25,7 @@ from hetserve.solve.fill import least_sum, shortest_cycle
 TRIED = (1.0, 0.85, 0.7, 0.5, 0.3, 0.15)  # of the most sequences that a shape can hold: fewer leave more freedom to cut layers
 
 NEAR = 0.998  # of what no cut exceeds: good enough to look at no other number of sequences
+FAR = 0.9  # of another shape's rate: so far below it other numbers of sequences do not bring a shape
 
 
 @dataclass(frozen=True)
@@ -97,7 +98,7 @@ class Strategies:
         for bound, shape in sorted(((self._bound(shape, role), shape) for shape in tried), key=lambda one: -one[0]):
             if best is not None and bound < self._key(best, role)[0]:
                 break
-            one = shape.prefill() if role == PREFILL else shape.many()
+            one = shape.prefill() if role == PREFILL else shape.many(best.rate if best else 0.0)
             if one is not None and (best is None or self._key(one, role) > self._key(best, role)):
                 best = one
         return best
@@ -185,14 +186,18 @@ class _Shape:
         """The slowest stage's time if layers could be cut anyhow: no cut's is less."""
         return (self.layers + sum(one / slope for one, slope in zip(fixed_s, slopes, strict=True))) / sum(1 / slope for slope in slopes)
 
-    def many(self) -> Strategy | None:
-        """Decode or mixed, with as many sequences as pay; fewer are not tried where that can gain nothing."""
+    def many(self, known: float) -> Strategy | None:
+        """Decode or mixed, with as many sequences as pay; fewer are not tried where that can gain nothing.
+
+        Args:
+            known: rate of another shape; a mixed one far below it is not tried on.
+        """
         best: Strategy | None = None
         for sequences in dict.fromkeys(max(floor(part * self.most), self.waves) for part in TRIED):
             one = max(self._many(sequences), key=lambda each: each.rate, default=None)
             if one is not None and (best is None or one.rate > best.rate):
                 best = one
-            if best is not None and best.rate >= NEAR * self.most_rate:
+            if best is not None and (best.rate >= NEAR * self.most_rate or (self.prompt_tokens and best.rate < FAR * known)):
                 break
         return best
 
@@ -221,6 +226,9 @@ class _Shape:
             return 0.0
         fixed_s, slopes = self._many_times(self.most)
         least_s = max(self._even_s(fixed_s, slopes), (sum(fixed_s) + self.layers * min(slopes)) / self.waves)
+        prompts_s = self.layers * min(self.added_s) * self.most / self.waves / self.demand.output_tokens  # all stages' together
+        parts = 1 + self.demand.input_tokens / self.demand.step_tokens
+        least_s = max(least_s, prompts_s / parts + prompts_s / len(self.stages) * (1 - 1 / parts))  # no stage has more of it than it works
         return most_rate(self.most / self.waves, least_s, self.demand)
 
     def _many_times(self, sequences: float) -> tuple[list[float], list[float]]:
