@@ -108,7 +108,7 @@ class Placement:
             layers = costs.layers * count / self.blocks
             used = held.fixed + layers * held.layer + (held.first + held.last) * (count == self.blocks)
             tokens = min(float(site.memory_bytes[unit[0]]) - used, float(site.kv_bytes[unit[0]])) / (kv * layers)
-            waves = 1 if count == self.blocks else demand.waves
+            waves = min(demand.waves, ceil(self.blocks / count))  # stages, if the others hold as many
             sequences = min(demand.most_sequences, floor(tokens / demand.held)) if tokens >= demand.longest else 0
             if sequences >= waves:
                 batch = sequences / waves

@@ -159,5 +159,5 @@ def test_a_cluster_becomes_numbers() -> None:
     assert site.kinds.tolist() == [0] * 4 + [1] * 4 + [2] * 4 and site.nodes.tolist() == [0] * 4 + [1] * 2 + [2] * 2 + [3] * 4
     assert site.degrees == ((1, 2, 4, 8),) * 3  # of 40 KV heads
     assert site.bytes_per_s[0, 1] == 25e9 and site.bytes_per_s[0, 4] == 12.5e9 and site.latency_s[4, 6] == 30e-6
-    assert (demand.longest, demand.most_sequences, demand.waves) == (1024, 64, 2)
+    assert (demand.longest, demand.most_sequences, demand.waves, demand.step_tokens) == (1024, 64, 40, 1024)
     assert site_of(open_case(PAIR, MODEL, LONG, Options())).degrees == ((1,), (1,))

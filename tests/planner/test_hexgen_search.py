@@ -18,7 +18,7 @@ from hetserve.planner.hexgen2.into_plan import group_of
 from hetserve.planner.hexgen2.limit import upper_bound
 from hetserve.planner.hexgen2.network import Layout, Mixed
 from hetserve.planner.hexgen2.search import Search, improve
-from hetserve.planner.hexgen2.site import MIXED
+from hetserve.planner.hexgen2.site import DECODE, MIXED, PREFILL
 from hetserve.planner.hexgen2.strategy import Strategies
 from hetserve.planner.options import Options
 from hetserve.spec.cluster import Host
@@ -92,6 +92,16 @@ def test_one_number_from_search_and_estimate() -> None:
         assert strategy is not None
         made = group_of(case, network, strategy, MIXED)
         assert strategy.rate == pytest.approx(rate(case, made), rel=0.1)
+
+
+def test_one_number_with_ranks_and_in_deep_pipelines() -> None:
+    case = open_case(load_cluster("hetis-testbed", HOST), LLAMA_13B, CHAT, Options())
+    network = network_of(case, Search(), Mixed)
+    for devices in ((0,), (0, 1), (4, 5, 6, 7), (0, 4, 5), (0, 1, 4, 5, 6, 7), tuple(range(12))):
+        for role in (MIXED, DECODE, PREFILL):
+            strategy = network.strategies.best(devices, role)
+            assert strategy is not None
+            assert strategy.rate == pytest.approx(rate(case, group_of(case, network, strategy, role)), rel=0.1)
 
 
 def test_the_papers_cluster_is_used_as_a_whole() -> None:

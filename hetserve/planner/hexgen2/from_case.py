@@ -30,7 +30,8 @@ def demand_of(case: Case) -> Demand:
     work, options = case.workload, case.options
     longest = max(work.input_tokens + work.output_tokens, options.max_model_len)
     most = min(options.max_seqs, work.concurrency)
-    return Demand(work.input_tokens, work.output_tokens, longest, most, options.steps_in_flight, options.max_step_tokens)
+    waves = case.model.layers  # as many steps are on their way as a group has stages: control/group.py, depth
+    return Demand(work.input_tokens, work.output_tokens, longest, most, waves, options.max_step_tokens)
 
 
 def site_of(case: Case) -> Site:
@@ -128,9 +129,8 @@ class CaseCosts:
         return self._seconds(ranks, 1.0, whole, whole, round(context), 0.0)
 
     def added_s(self, ranks: Ranks, tokens: float) -> float:
-        step, layers = self.case.step(self.examples[ranks.kind], (0, self.layers), self.case.dtype), self.layers
-        reduce_s = 4 * (ranks.count - 1) * tokens * self.row_bytes() / (ranks.count * ranks.bytes_per_s)
-        return (tokens * step.token_s + tokens**2 / 2 * step.pair_s) / (layers * ranks.count) + reduce_s
+        step = self.case.step(self.examples[ranks.kind], (0, self.layers), self.case.dtype, ranks.count)
+        return (tokens * step.token_s + tokens**2 / 2 * step.pair_s) / self.layers
 
     def _seconds(self, ranks: Ranks, steps: float, tokens: int, samples: int, context: int, pairs: float) -> Seconds:
         def stage_s(first: int, last: int, sampled: int) -> float:
