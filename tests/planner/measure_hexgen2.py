@@ -97,7 +97,7 @@ def quality(clusters: int, devices: int) -> dict[str, Any]:
             for name, counted in won.items():
                 known = every if name == all_of_them else {one: every[one] for one in ("splitwise", "distserve") if one in every}
                 first = max(known, key=lambda one: known[one], default="")
-                winner = first if known and known[first] > ours * (1 + 1e-9) else "hexgen2"
+                winner = first if known and known[first] > ours * (1 + 1e-6) else "hexgen2"
                 ratios[name].append(max(ours, known.get(winner, 0.0)) / best)
                 counted[winner] += 1
         print(f"{len(gaps)} of {clusters}", end="\r", flush=True)
