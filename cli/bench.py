@@ -43,7 +43,6 @@ if TYPE_CHECKING:
     from hetserve.bench.comparison import Measured
     from hetserve.bench.watch import Page, See
 
-NAMES = "random, azure-conv, azure-code, sharegpt or custom"
 INTERRUPTED = "interrupted"  # what was measured until then is a result all the same
 MANY_VALUES = ("--goodput", "--slo", "--header", "--metadata")  # `--goodput ttft:200 tpot:50`, as vLLM's command line takes it
 
@@ -101,7 +100,8 @@ _folder = click.Path(file_okay=False, path_type=Path)
 )
 @click.option("--max-model-len", type=int, help="Prompt and answer together, tokens  [default: the model's, or what the KV memory holds]")
 @click.option(
-    "--dataset-name", help=f"random, azure-conv, azure-code, sharegpt or custom  [default: {STANDARD_DATASET}; with other dataset flags: random]"
+    "--dataset-name",
+    help=f"random, azure-conv, sharegpt, humaneval, longbench, ... or custom  [default: {STANDARD_DATASET}; with other dataset flags: random]",
 )
 @click.option("--dataset-path", type=_file, help="The dataset's file (CSV or JSON Lines, gzipped or not).")
 @click.option("--class", "only", help="Of a trace, only requests of this class: HPHD, HPLD, LPHD or LPLD (prompt above 512, answer above 128).")

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from hetserve.errors import SpecError, UsageError
+from hetserve.errors import HetserveError, SpecError, UsageError
 
 from .bench import BenchCommand
 from .console import Screen
@@ -81,10 +81,10 @@ def simulate(model: str | None, as_json: bool, **given: Any) -> None:
     runs = resolve(model, given, screen)
     if given["journal"] is not None and (len(runs.plans) > 1 or len(runs.rates) != 1 or given["find_knee"]):
         raise UsageError("--journal records one run, and these are several.", hint="one system at one rate")
-    systems = {label: _system(label, plan, runs, given, settings, screen) for label, plan in runs.plans.items()}
+    systems, missing = _systems(runs, given, settings, screen)
     cluster = next(iter(runs.plans.values())).cluster.name
     inputs = runs.workload.lengths.inputs
-    result = {"systems": systems, "missing": runs.missing, "inputs": inputs, "cluster": cluster, "faults": list(given["fault"])}
+    result = {"systems": systems, "missing": missing, "inputs": inputs, "cluster": cluster, "faults": list(given["fault"])}
     for path, write in ((given["csv"], save_csv), (given["plot"], draw)):
         if path is not None:
             write(result, path)
@@ -102,6 +102,21 @@ def _settings(given: dict[str, Any]) -> dict[str, Any]:
 
     known_latencies(given["percentile_metrics"])
     return {"percentiles": numbers(given["metric_percentiles"]), "goodput_ms": parse_goodput(given["goodput"])}
+
+
+def _systems(runs: Runs, given: dict[str, Any], settings: dict[str, Any], screen: Screen) -> tuple[dict[str, Any], dict[str, str]]:
+    """Every system that can be run, and why others cannot; the last one's error where none can."""
+    found: dict[str, Any] = {}
+    missing = dict(runs.missing)
+    for number, (label, plan) in enumerate(runs.plans.items(), 1):
+        try:
+            found[label] = _system(label, plan, runs, given, settings, screen)
+        except HetserveError as error:
+            if number == len(runs.plans) and not found:
+                raise
+            missing[label] = error.message
+            screen.note(f"left out: {label}: {error.message}")
+    return found, missing
 
 
 def _system(label: str, plan: Plan, runs: Runs, given: dict[str, Any], settings: dict[str, Any], screen: Screen) -> dict[str, Any]:

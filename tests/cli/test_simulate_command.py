@@ -149,6 +149,7 @@ def test_a_plan_is_for_its_model(out, tmp_path) -> None:
         (("--percentile-metrics", "tftt"), "does not know tftt"),
         (("--journal", "run.journal", "--request-rate", "1,2"), "--journal records one run"),
         (("--find-knee", "--num-prompts", "4"), "too few to tell"),
+        (("--find-knee", "--num-prompts", "4", "--system", "uniform,hexgen"), "too few to tell"),
     ],
 )
 def test_mistakes_are_told_in_a_sentence(out, tmp_path, flags, said) -> None:
