@@ -62,7 +62,8 @@ def plan_hetis(cluster: Cluster, model: ModelSpec, workload: Workload | None, op
         layouts = list(_layouts(case, parts, removed))
         layout = best_of(layouts)
         if layout is not None and (best is None or layout.rate > best.rate * (1 + PAYS)):
-            best, removals = layout, removed
+            best = layout
+            removals = tuple(Removal(part[parts[0].index(one.device)], one.ratio) for part in parts for one in removed)
         tried += layouts
     if best is None:
         raise no_layout(case)

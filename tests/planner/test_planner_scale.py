@@ -112,6 +112,8 @@ def test_hetis_gives_instances_the_same_devices_in_the_same_roles() -> None:
     device = made.cluster.device
     shapes = {tuple((one.layers, len(one.primary), device(one.primary[0]).gpu, len(one.attention)) for one in group.stages) for group in made.groups}
     assert len(made.groups) > 1 and len(shapes) == 1
+    testbed = plan("hetis", file("hetis-testbed"), "OPT-30B")
+    assert any(note.startswith("p100-0 to p100-3: ") for note in testbed.notes), "one reason for the same place in every instance"
 
 
 def test_a_deeper_exclusion_leaves_fewer_primaries() -> None:
