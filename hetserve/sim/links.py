@@ -5,6 +5,7 @@ A transfer first waits its latency, in which it takes no bandwidth, then its byt
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -28,7 +29,6 @@ class FairLinks:
     """
 
     def __init__(self, bytes_per_s: Mapping[str, float], push: Push) -> None:
-        self._bytes_per_s = bytes_per_s
         self._push = push
         self._drain: Drain[tuple[str, ...]] = Drain(lambda ways: fair_rates(ways, bytes_per_s), push)
 
@@ -39,26 +39,21 @@ class FairLinks:
             return
         self._push(now_s + way.latency_s, lambda then_s: self._drain.begin(way.links, size_bytes, done, then_s))
 
-    def alone(self, way: Way) -> float:
-        """Bytes per second of a transfer that shares its way with no other; infinite where it goes over no link."""
-        return min((self._bytes_per_s[link] for link in way.links), default=float("inf"))
-
 
 def fair_rates(ways: Sequence[tuple[str, ...]], bytes_per_s: Mapping[str, float]) -> list[float]:
     """The max-min fair rate of each flow, given the links it goes over: none can have more without one that has no more having less.
 
     Filled up progressively: of all links, the one whose share for each flow left is the smallest settles those flows.
     """
-    rates = [0.0] * len(ways)
-    open_ = dict.fromkeys(range(len(ways)))
-    room = {link: bytes_per_s[link] for way in ways for link in way}
-    while open_:
-        users = {link: sum(link in ways[flow] for flow in open_) for link in room}
+    flows = Counter(ways)  # those that go the same way fare alike
+    rates: dict[tuple[str, ...], float] = {}
+    room = {link: bytes_per_s[link] for way in flows for link in way}
+    while len(rates) < len(flows):
+        users = {link: sum(count for way, count in flows.items() if link in way and way not in rates) for link in room}
         link = min((link for link in room if users[link]), key=lambda link: room[link] / users[link])
         share = room[link] / users[link]
-        for flow in [flow for flow in open_ if link in ways[flow]]:
-            rates[flow] = share
-            del open_[flow]
-            for other in ways[flow]:
-                room[other] -= share
-    return rates
+        for way in [way for way in flows if link in way and way not in rates]:
+            rates[way] = share
+            for other in way:
+                room[other] -= share * flows[way]
+    return [rates[way] for way in ways]

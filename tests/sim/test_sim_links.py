@@ -5,10 +5,12 @@ from __future__ import annotations
 import heapq
 from itertools import count
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from hetserve.sim.drain import Done
 from hetserve.sim.links import FairLinks, Way, fair_rates
 
 ROOM = {"a": 10.0, "b": 4.0, "c": 7.0, "d": 1.0}
@@ -60,3 +62,18 @@ def test_none_is_faster_than_alone_and_all_arrive(transfers) -> None:
         assert at_s >= begins_s + size / min(ROOM[link] for link in way) - 1e-9
     longest_s = sum(size / min(ROOM[link] for link in way) for _, way, size in transfers)
     assert max(done_s) <= max(begins_s for begins_s, _, _ in transfers) + longest_s + 1e-6
+
+
+def test_only_the_next_to_end_is_waited_for() -> None:
+    """Many transfers at once cost about one waiting each, not one for every change of every rate."""
+    heap: list[tuple[float, int, Done]] = []
+    number, ended = count(), list[float]()
+    links = FairLinks({"a": 100.0}, lambda at_s, done: heapq.heappush(heap, (at_s, next(number), done)))
+    sizes = 1.0 + np.arange(200)
+    for size in sizes:
+        links.begin(Way(0.0, ("a",)), size, ended.append, 0.0)
+    while heap:
+        at_s, _, done = heapq.heappop(heap)
+        done(at_s)
+    np.testing.assert_allclose(ended, np.cumsum(np.diff(sizes, prepend=0.0) * np.arange(200, 0, -1)) / 100.0)  # the smallest first
+    assert next(number) < 3 * len(sizes)
