@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 import numpy as np
@@ -95,6 +95,7 @@ class SimExecutor:
         self._moves: dict[int, MoveKv] = {}  # ordered and not over
         self._carry = carry
         self._following: dict[tuple[int, int], list[MoveKv]] = {}  # (group, step) -> moves behind it, which come before it
+        self._tails: dict[int, int] = {}  # of a move behind a step that has begun: what its last layer still waits for
         self.outcomes = [[Outcome(one.at_s, one.prompt_tokens) for _ in range(one.n)] for one in arrivals]
         self.now_s = 0.0
         self.events_seen = 0
@@ -157,8 +158,11 @@ class SimExecutor:
         one.stage_begun_s = now_s
         if stage == 0:
             one.begun_s = now_s
-        device = self.groups[one.group].stages[stage].primary
-        self._devices.begin(device, one.parts_s[stage], lambda done_s: self._passed(one, stage, done_s), now_s)
+        group = self.groups[one.group]
+        for move in one.moves:
+            if group.stage_of(move.source.pool) == stage:
+                self._follow(move, sum(one.parts_s[stage]), now_s)
+        self._devices.begin(group.stages[stage].primary, one.parts_s[stage], lambda done_s: self._passed(one, stage, done_s), now_s)
 
     def _passed(self, one: Pass, stage: int, now_s: float) -> None:
         """A stage is done with a step: on with it, and with the next one here."""
@@ -168,7 +172,7 @@ class SimExecutor:
         group.busy_s[stage] += now_s - one.stage_begun_s
         for move in one.moves:
             if group.stage_of(move.source.pool) == stage:
-                self._follow(move, one.stage_begun_s, now_s)
+                self._last_layer(move, True, now_s)
         if stage + 1 < len(group.stages):
             self._enter(one, stage + 1, now_s)
         else:
@@ -178,17 +182,27 @@ class SimExecutor:
         if waiting:
             self._work(waiting[0], stage, now_s)
 
-    def _follow(self, move: MoveKv, begun_s: float, now_s: float) -> None:
-        """A move that follows a stage's step, which it has just done: what of it is still to be sent.
+    def _follow(self, move: MoveKv, pass_s: float, now_s: float) -> None:
+        """A move that follows a stage's step, which has just begun and takes so long.
 
-        An even share of the move is each of its layers. The stage passes its layers evenly too, and a layer is sent once it is passed and the one
-        before it is there. So the last one leaves now, or, where the wire is slower, what it could not carry since the first layer was passed.
+        An even share of the move is each of its layers, which the stage passes evenly too. All but the last share the links from when the first layer
+        is passed; the last one leaves once it is passed and those before it are there.
         """
         way, size_bytes = self._carry(move)
         layers = move.layers[1] - move.layers[0]
-        since_s = (now_s - begun_s) * (1 - 1 / layers) - way.latency_s
-        left_bytes = max(size_bytes / layers, size_bytes - max(0.0, since_s) * self._links.alone(way)) if way.links else 0.0
-        self._links.begin(way, left_bytes, self._arriving(move), now_s)
+        self._tails[move.move] = 2
+        before_bytes, before = size_bytes * (1 - 1 / layers), partial(self._last_layer, move, False)
+        self._later(now_s + pass_s / layers, lambda at_s: self._links.begin(way, before_bytes, before, at_s))
+
+    def _last_layer(self, move: MoveKv, passed: bool, now_s: float) -> None:
+        """Sends it, if it is passed and those before it are there; one of the two has just become so."""
+        self._tails[move.move] -= 1
+        if self._tails[move.move]:
+            return
+        del self._tails[move.move]
+        way, size_bytes = self._carry(move)
+        way = way if passed else replace(way, latency_s=0.0)  # right behind the others
+        self._links.begin(way, size_bytes / (move.layers[1] - move.layers[0]), self._arriving(move), now_s)
 
     def _arriving(self, move: MoveKv) -> Callable[[float], None]:
         return lambda now_s: self._end_move(move, now_s, True)

@@ -146,6 +146,22 @@ def test_a_prompt_that_follows_its_step_arrives_with_the_last_layer(move_s) -> N
     np.testing.assert_allclose(executor.outcomes[0][0].token_s, [1.0 + prompt_s, *(arrived_s + np.cumsum(decode_s))])
 
 
+def test_prompts_that_follow_their_steps_share_the_wire_meanwhile() -> None:
+    """A wire that carries one prompt while its step is computed does not carry two in that time."""
+    prompt_s, done_s = COST.step_s(48, 1, 0, 48 * 24), list[float]()
+    move_s = 0.9 * prompt_s
+
+    def observe(event, commands) -> None:
+        if isinstance(event, MoveDone):
+            done_s.append(event.at_s)
+
+    for groups in (1, 2):
+        done_s.clear()
+        simulate([Arrival(0.0, 48, 3)] * groups, replace(CONFIG, groups=(SPREAD,) * groups), observe, move_s, HALF_THERE)
+        last_s = prompt_s + move_s / LAYERS if groups == 1 else prompt_s / LAYERS + 2 * move_s
+        assert max(done_s) == pytest.approx(last_s)
+
+
 def test_each_stage_sends_its_own_layers() -> None:
     """The first stage's prompt is there before the step is done; the last one's is not."""
     stages = tuple(replace(SPREAD.stages[0], layers=(first, first + LAYERS)) for first in (0, LAYERS))
