@@ -7,12 +7,14 @@ those that hold pages where they are short is preempted. The earliest arrival is
 from __future__ import annotations
 
 import numpy as np
+from numpy.typing import NDArray
 
 from hetserve.control.group import Group, Mask, SentStep, Standing
 from hetserve.control.messages import NO_INTS, NO_PAGES, Int32s, RunStep, Start
 from hetserve.control.states import DECODE, FREE, Sequence
 
 ONE = np.ones(1, np.int32)
+MOST_TRIED = 4  # sequences asked to move before somebody has to give way
 
 
 class Grants:
@@ -108,7 +110,7 @@ class Former:
                 continue
             holders = np.flatnonzero((slots.phase != FREE) & short[slots.placement].any(1))
             victim = int(holders[group.policies.evict(slots.order[holders])])
-            if group.dispatcher.replace(victim):
+            if self._relocated(victim, holders):
                 continue
             assert group.running > 1 or group.dispatcher.active or group.spec.role == "decode", "one sequence alone always fits"
             group.preempt(victim)
@@ -120,6 +122,15 @@ class Former:
             served -= 1
         ready[by_arrival[served:]] = False
         return np.sort(by_arrival[:served])
+
+    def _relocated(self, victim: int, holders: NDArray[np.integer]) -> bool:
+        """Whether somebody moves some head groups from where pages are short to where they are not: the victim, else one of the latest that could."""
+        group = self.group
+        if not group.dispatcher.active:
+            return False
+        latest = holders[np.argsort(-group.slots.order[holders])]
+        able = [int(slot) for slot in latest if slot != victim and group.dispatcher.movable(int(slot))][:MOST_TRIED]
+        return any(group.dispatcher.replace(slot) for slot in (victim, *able))
 
     # -------------------------------------------------------------------------------------------- new sequences
 

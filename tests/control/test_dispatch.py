@@ -82,3 +82,46 @@ def test_balance_leaves_prompts_their_pages() -> None:
         assert len(asked) == (2 if home else 1), "nobody is placed anew where there is no room to come to"
         world.run_out()
         world.expect_answers()
+
+
+def small_worker(pages: int) -> ControllerConfig:
+    """A primary with room for everybody, and a worker that attends in no time and has few pages."""
+    costs = HeadCost(12e-6, 1e-6, 0.0, "test"), HeadCost(1e-9, 1e-12, 0.0, "test")
+    pools = tuple(PoolConfig(name, count, cost) for name, count, cost in zip(("one", "two"), (600, pages), costs, strict=True))
+    return replace(config(heads=HEADS, max_step_tokens=40), groups=(GroupConfig((StageConfig((0, 1), pools, COST),)),))
+
+
+def test_a_worker_has_a_page_for_each_head_group_that_grows() -> None:
+    """Nobody gives way while the primary has room, though the worker could be filled to the brim."""
+    for pages in (60, 100, 200):
+        world = World(small_worker(pages), policies=replace(POLICIES, rebalance=rebalance.none))
+        for number in range(6):
+            world.arrive(10 + number, 40)
+        used = False
+        while world.pending[0]:
+            steps(world, 1)
+            used |= any(there(world))
+        assert used and world.controller.counts()["preemptions_total"] == 0, pages
+        world.expect_answers()
+
+
+def test_another_moves_where_the_latest_cannot() -> None:
+    """The worker is full and the latest arrival rests: an earlier one comes home, nobody gives way."""
+
+    def all_away(kv_heads, ranks, tokens, rows, now):
+        return np.array([[[0, HEADS]] if now.pages_free[1] >= HEADS * size else [[HEADS, 0]] for size in rows], np.int32)
+
+    world = World(small_worker(HEADS * 12), policies=replace(POLICIES, heads=all_away, rebalance=rebalance.none))
+    world.arrive(12, 40)
+    steps(world, 4)
+    world.arrive(5, 40)
+    steps(world, 3)
+    assert there(world) == [HEADS, HEADS]
+    dispatcher = world.controller.groups[0].dispatcher
+    movable, latest = dispatcher.movable, world.controller.requests[1].sequences[0].slot
+    dispatcher.movable = lambda slot: slot != latest and movable(slot)
+    while sum(there(world)) == 2 * HEADS:
+        steps(world, 1)
+    assert there(world) == [0, HEADS] and world.controller.counts()["preemptions_total"] == 0
+    world.run_out()
+    world.expect_answers()
