@@ -24,6 +24,7 @@ from hetserve.sim.device import SimStage
 from hetserve.sim.executor import Arrival, Outcome, SimExecutor
 from hetserve.sim.faults import Fault
 from hetserve.sim.links import Way
+from hetserve.spec.model import DTYPE_BYTES
 from hetserve.spec.plan import Plan, page_bytes
 from hetserve.systems import policies_for
 from hetserve.trace.datasets import Workload
@@ -122,7 +123,11 @@ def assemble(plan: Plan, arrivals: Sequence[Arrival], faults: Sequence[Fault] = 
         size_bytes = move.pages_from.size * page_bytes(plan.model.shape, move.layers, plan.model.dtype)
         return way(devices[move.source.group][move.source.pool], devices[move.target.group][move.target.pool]), size_bytes
 
-    executor = SimExecutor(arrivals, groups, config.kv_heads, carry, bytes_per_s, config.max_seqs, config.max_model_len, costs.excess(), faults)
+    def hop(source: str, target: str, rows: int) -> tuple[Way, int]:
+        return way(source, target), rows * plan.model.shape.hidden * DTYPE_BYTES[plan.model.dtype]
+
+    limits = config.max_seqs, config.max_model_len
+    executor = SimExecutor(arrivals, groups, config.kv_heads, carry, bytes_per_s, *limits, costs.excess(), faults, hop)
     return Simulation(plan, tuple(arrivals), config, Controller(config, policies_for(plan.system, plan.online)), executor)
 
 

@@ -50,6 +50,7 @@ class Pass:
     group: int
     parts_s: list[tuple[float, float, float]]  # of each stage: decode attention, products of decoding rows, products of prompts
     tokens: Int32s  # what it samples
+    rows: int  # decoding sequences and prompts' tokens
     begun_s: float = 0.0  # in the first stage
     stage_begun_s: float = 0.0  # in the one it is in
     moves: list[MoveKv] = field(default_factory=list)  # that follow it
@@ -89,6 +90,7 @@ class SimGroup:
         self.busy_s = [0.0] * len(stages)  # of each stage
         self.attended_s = [0.0] * int(firsts[-1])  # of each pool: decode attention, as long as it takes while nothing slows it
         self.waiting: list[deque[Pass]] = [deque() for _ in stages]  # for each stage, the one it works on first
+        self.sending: list[deque[Pass]] = [deque() for _ in stages]  # from each stage to the next, the one on its way first
         self.era = 0  # how often it has lost everything
 
     @property
@@ -112,7 +114,7 @@ class SimGroup:
         left = self.left[sampled] - 1
         self.left[sampled] = left
         tokens = np.where(left == 0, np.int32(END), np.int32(MORE))
-        return Pass(step.step, step.group, parts_s, tokens, era=self.era)
+        return Pass(step.step, step.group, parts_s, tokens, len(rows) + chunks, era=self.era)
 
     def forget(self) -> None:
         """Its primaries have lost all they knew, and what they were working on."""
@@ -120,8 +122,8 @@ class SimGroup:
         self.standing[:] = False
         self._held[:] = self._cached[:] = 0
         self._rows = None
-        for waiting in self.waiting:
-            waiting.clear()
+        for passes in (*self.waiting, *self.sending):
+            passes.clear()
 
     def stage_of(self, pool: int) -> int:
         """Which stage's a pool is."""

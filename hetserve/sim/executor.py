@@ -75,6 +75,7 @@ class SimExecutor:
         max_tokens: what every request asks for; answers end before it by their stop token.
         excess: how devices slow each other (see `SharedDevices`); none: they do not.
         faults: what goes wrong. A lost device's steps and moves never end; the controller hears of the loss at once.
+        hop: the way of hidden states from one device to another and their bytes, by rows of the step; none: they take no time.
     """
 
     def __init__(
@@ -88,12 +89,14 @@ class SimExecutor:
         max_tokens: int,
         excess: Excess | None = None,
         faults: Sequence[Fault] = (),
+        hop: Callable[[str, str, int], tuple[Way, int]] | None = None,
     ) -> None:
         outputs = {number: arrival.output_tokens for number, arrival in enumerate(arrivals)}
         self._slower: dict[str, float] = {}
         self.groups = [SimGroup(max_seqs, stages, kv_heads, outputs, self._slower) for stages in groups]
         self._moves: dict[int, MoveKv] = {}  # ordered and not over
         self._carry = carry
+        self._hop = hop
         self._following: dict[tuple[int, int], list[MoveKv]] = {}  # (group, step) -> moves behind it, which come before it
         self._tails: dict[int, int] = {}  # of a move behind a step that has begun: what its last layer still waits for
         self.outcomes = [[Outcome(one.at_s, one.prompt_tokens) for _ in range(one.n)] for one in arrivals]
@@ -174,13 +177,32 @@ class SimExecutor:
             if group.stage_of(move.source.pool) == stage:
                 self._last_layer(move, True, now_s)
         if stage + 1 < len(group.stages):
-            self._enter(one, stage + 1, now_s)
+            sending = group.sending[stage]
+            sending.append(one)
+            if len(sending) == 1:
+                self._send(one, stage, now_s)
         else:
             self._push(now_s, STEP_ENDS, lambda at_s, seq: StepDone(at_s, seq, one.step, one.group, one.tokens, at_s - one.begun_s))
         waiting = group.waiting[stage]
         waiting.popleft()
         if waiting:
             self._work(waiting[0], stage, now_s)
+
+    def _send(self, one: Pass, stage: int, now_s: float) -> None:
+        """Hidden states to the next stage; those of a later step leave when these are there."""
+        stages = self.groups[one.group].stages
+        way, size_bytes = self._hop(stages[stage].primary, stages[stage + 1].primary, one.rows) if self._hop is not None else (Way(0.0, ()), 0)
+        self._links.begin(way, size_bytes, lambda there_s: self._there(one, stage, there_s), now_s)
+
+    def _there(self, one: Pass, stage: int, now_s: float) -> None:
+        group = self.groups[one.group]
+        if one.era != group.era:
+            return
+        self._enter(one, stage + 1, now_s)
+        sending = group.sending[stage]
+        sending.popleft()
+        if sending:
+            self._send(sending[0], stage, now_s)
 
     def _follow(self, move: MoveKv, pass_s: float, now_s: float) -> None:
         """A move that follows a stage's step, which has just begun and takes so long.

@@ -12,7 +12,7 @@ from hetserve.planner.options import Options
 from hetserve.sim.executor import Arrival
 from hetserve.sim.faults import Fault
 from hetserve.spec.cluster import Cluster, Device
-from hetserve.spec.links import Node, Wire
+from hetserve.spec.links import Link, Node, Wire
 from hetserve.spec.model import ModelSpec
 from hetserve.spec.plan import Flow, Group, Online, Plan
 from hetserve.systems import system
@@ -81,6 +81,22 @@ def test_what_an_attention_worker_was_busy_with() -> None:
     slowed = run(replace(plan, online=Online("even")), [Fault(0.0, "slow", 2.0)], ARRIVALS[:1]).busy_s()["slow"]
     once = run(replace(plan, online=Online("even")), (), ARRIVALS[:1]).busy_s()["slow"]
     assert once < slowed <= 2 * once and attended_s[1] == spread.busy_s()["slow"]
+
+
+def test_hidden_states_take_their_time_from_stage_to_stage() -> None:
+    """Over a link of 1 MB/s a prompt of 400 tokens takes 51.2 ms longer."""
+    plan = planned()
+    (group,) = plan.groups
+    (stage,) = group.stages
+    cut = (replace(stage, layers=(0, 2)), replace(stage, layers=(2, 4), primary=("slow",), pools=(replace(stage.pools[0], device="slow"),)))
+    piped = replace(plan, groups=(replace(group, stages=cut),))
+    ends_s = {}
+    for speed in (1e12, 1e6):
+        links = tuple(Link(*ends, 0.0, speed) for ends in (("fast", "slow"), ("slow", "fast")))
+        done = run(replace(piped, cluster=replace(CLUSTER, links=links)), arrivals=[Arrival(0.0, 400, 1)])
+        ((outcome,),) = done.executor.outcomes
+        ends_s[speed] = outcome.token_s[0]
+    assert ends_s[1e6] - ends_s[1e12] == pytest.approx(400 * 64 * 2 / 1e6, rel=1e-3)
 
 
 def test_an_infinite_rate_is_said_in_a_word() -> None:
