@@ -9,6 +9,7 @@ from typing import Any
 from hetserve.reproduce.claims import REPRODUCED, About, Claim
 
 Cell = str | float | int | None
+Row = Mapping[str, Cell]
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,7 @@ class Table:
 
     title: str
     label: str
-    rows: tuple[Mapping[str, Cell], ...]
+    rows: tuple[Row, ...]
     inputs: tuple[Mapping[str, Any], ...] = ()
 
 
