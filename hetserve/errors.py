@@ -22,6 +22,11 @@ class HetserveError(Exception):
         self.hint = hint
 
 
+def in_short(error: Exception) -> str:
+    """An error's class and the first line of what it says: torch's of a GPU go on with what to try."""
+    return f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
+
+
 class UsageError(HetserveError):
     """Flags or arguments that make no sense together (2, as click uses for usage)."""
 

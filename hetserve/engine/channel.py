@@ -105,7 +105,7 @@ class InlineChannel:
 
         config, at = self._config, make_accelerator(self._config.kind, self._config.index)
         connect = make_connect(config, at, LocalLinks(self._hub, self.device).connect, None)
-        self.worker = Worker(config, load_model(Path(config.model_folder)), connect, self._post, at)
+        self.worker = Worker(config, load_model(Path(config.model_folder)), connect, self._post, self._fail, at)
         self._thread = threading.Thread(target=self._run, name=f"worker {self.device}", daemon=True)
         self._thread.start()
         return Ready(self.worker.kernels, _C.get_threads(), self.worker.weight_bytes, self.worker.kv_bytes)
@@ -133,8 +133,12 @@ class InlineChannel:
             try:
                 self.worker.handle(message)
             except Exception as error:
-                self._hub.leave(self.device)
-                return self._post(Lost(self.device, f"{type(error).__name__}: {error}"))
+                return self._fail(error)
+
+    def _fail(self, error: Exception) -> None:
+        """The worker is gone."""
+        self._post(Lost(self.device, errors.in_short(error)))
+        self._hub.leave(self.device)  # the reason first: its peers tell of it too
 
 
 def plan_layout(plan: Plan) -> tuple[GroupLayout, ...]:

@@ -47,12 +47,13 @@ class Finisher:
     Args:
         device: this worker's name.
         report: takes the results, from that thread.
+        failed: takes a fault of the device, from that thread too; none of the steps after it is reported.
         at: the device.
     """
 
-    def __init__(self, device: str, report: Callable[[StepResult], None], at: Accelerator) -> None:
-        self.fault: Exception | None = None  # the worker ends with it at its next message
+    def __init__(self, device: str, report: Callable[[StepResult], None], failed: Callable[[Exception], None], at: Accelerator) -> None:
         self._report = report
+        self._failed = failed
         self._at = at
         self._steps: queue.SimpleQueue[Unfinished | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._work, name=f"finisher {device}", daemon=True)
@@ -75,5 +76,5 @@ class Finisher:
                 result = step.finished(end_s)
                 end_s = time.perf_counter()
                 self._report(result)
-        except Exception as error:  # of the device: it takes no more work
-            self.fault = error
+        except Exception as error:  # of the device: it takes no more work, and whoever waits for this step may send no more messages
+            self._failed(error)

@@ -11,15 +11,17 @@ import sys
 import threading
 import traceback
 from collections.abc import Callable
-from contextlib import nullcontext
-from typing import TYPE_CHECKING
+from contextlib import ExitStack, nullcontext
+from typing import TYPE_CHECKING, TypeAlias
 
 from hetserve.engine.wire import FROM_WORKER, TO_WORKER, Failed, MoveResult, Ready, StepResult, WorkerConfig
-from hetserve.errors import HetserveError
+from hetserve.errors import HetserveError, in_short
 from hetserve.spec.cluster import CUDA
 
 if TYPE_CHECKING:
     import zmq
+
+Report: TypeAlias = Callable[[Ready | StepResult | MoveResult | Failed], None]
 
 ORPHAN_CHECK_MS = 1000
 ORPHANED = 7  # exit code of a worker whose engine went away while it was loading
@@ -57,8 +59,13 @@ def confine(config: WorkerConfig) -> None:
         os.environ["CUDA_DEVICE_MAX_CONNECTIONS"] = QUEUES
 
 
-def serve_steps(config: WorkerConfig, wanted: Callable[[], bool], steps: zmq.Socket, results: zmq.Socket) -> None:
-    """Loads its parts, says so, then carries out messages in the order they come, while it is `wanted`."""
+def serve_steps(config: WorkerConfig, wanted: Callable[[], bool], steps: zmq.Socket, report: Report, ends: ExitStack) -> None:
+    """Loads its parts, says so, then carries out messages in the order they come, while it is `wanted`.
+
+    Args:
+        report: sends a message, from any thread.
+        ends: gets what is to be done when no more messages are carried out, whatever the reason.
+    """
     import torch
 
     from hetserve import _C
@@ -71,12 +78,6 @@ def serve_steps(config: WorkerConfig, wanted: Callable[[], bool], steps: zmq.Soc
     from hetserve.engine.worker import Worker
     from hetserve.spec.load import load_model
 
-    sending = threading.Lock()  # results of moves come from another thread
-
-    def report(message: Ready | StepResult | MoveResult) -> None:
-        with sending:
-            results.send(FROM_WORKER.encode(message))
-
     torch.set_num_threads(len(config.cores))
     _C.set_threads(len(config.cores))
     loaded = threading.Event()
@@ -87,7 +88,8 @@ def serve_steps(config: WorkerConfig, wanted: Callable[[], bool], steps: zmq.Soc
         at = make_accelerator(config.kind, config.index)
         connect = make_connect(config, at, links.connect, nccl_groups(config))
         connect = connect if notes is None else traced(connect, notes)
-        worker = Worker(config, load_model(config.model_folder), connect, report, at)
+        worker = Worker(config, load_model(config.model_folder), connect, report, lambda error: report(failure(error)), at)
+        ends.callback(worker.close)
         loaded.set()
         report(Ready(worker.kernels, len(config.cores), worker.weight_bytes, worker.kv_bytes))
         while wanted():
@@ -95,7 +97,7 @@ def serve_steps(config: WorkerConfig, wanted: Callable[[], bool], steps: zmq.Soc
                 continue
             message = steps.recv()
             if not message:
-                return worker.close()
+                return
             order = TO_WORKER.decode(message)
             with nullcontext() if notes is None else notes.step(order):
                 worker.handle(order)
@@ -108,6 +110,14 @@ def _leave_if_unwanted(wanted: Callable[[], bool], loaded: threading.Event) -> N
             os._exit(ORPHANED)
 
 
+def failure(error: Exception) -> Failed:
+    """What the engine is told of an error; of a fault of ours the last line says what it is."""
+    if isinstance(error, HetserveError):
+        return Failed(type(error).__name__, error.message, error.hint)
+    said, last = "".join(traceback.format_exception(error)).strip(), in_short(error)
+    return Failed("", said if said.endswith(last) else f"{said}\n{last}", "")
+
+
 def run(config: WorkerConfig, wanted: Callable[[], bool], steps: zmq.Socket, results: zmq.Socket) -> int:
     """Serves over connected sockets until the end, which is told as `Failed` if it is a failure. Returns the process's exit code."""
     import zmq
@@ -115,15 +125,19 @@ def run(config: WorkerConfig, wanted: Callable[[], bool], steps: zmq.Socket, res
     confine(config)
     results.setsockopt(zmq.LINGER, 2000)
     steps.setsockopt(zmq.LINGER, 0)
-    try:
-        serve_steps(config, wanted, steps, results)
-        return 0
-    except HetserveError as error:
-        results.send(FROM_WORKER.encode(Failed(type(error).__name__, error.message, error.hint)))
-        return error.exit_code
-    except Exception:
-        results.send(FROM_WORKER.encode(Failed("", traceback.format_exc(), "")))
-        return 1
+    sending = threading.Lock()  # results of moves, and of a GPU's steps, come from other threads
+
+    def report(message: Ready | StepResult | MoveResult | Failed) -> None:
+        with sending:
+            results.send(FROM_WORKER.encode(message))
+
+    with ExitStack() as ends:  # no thread of the worker sends any more when the caller closes the sockets
+        try:
+            serve_steps(config, wanted, steps, report, ends)
+            return 0
+        except Exception as error:
+            report(failure(error))  # before the worker closes its links: its peers would tell less
+            return error.exit_code if isinstance(error, HetserveError) else 1
 
 
 def main(steps_url: str, results_url: str) -> int:

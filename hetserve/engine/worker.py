@@ -27,6 +27,7 @@ from hetserve.errors import ResourceError
 from hetserve.spec.model import ModelSpec
 
 Report: TypeAlias = Callable[[StepResult | MoveResult], None]
+Fail: TypeAlias = Callable[[Exception], None]
 
 
 @dataclass
@@ -45,13 +46,14 @@ class Worker:
         spec: the model.
         connect: makes links to peers; blocks until they connect too.
         report: takes results, from whichever thread has them.
+        failed: takes an error that ends the worker and that no call of its methods can raise, from a thread of the worker's own.
         at: its device.
 
     Raises (at construction):
         ModelError, ResourceError: as the model's loading does; ResourceError also when the KV pages do not fit in memory.
     """
 
-    def __init__(self, config: WorkerConfig, spec: ModelSpec, connect: Connect, report: Report, at: Accelerator) -> None:
+    def __init__(self, config: WorkerConfig, spec: ModelSpec, connect: Connect, report: Report, failed: Fail, at: Accelerator) -> None:
         self._config = config
         self._spec = spec
         self._report = report
@@ -70,7 +72,7 @@ class Worker:
             raise ResourceError(said, "a smaller memory budget in the cluster file leaves more room") from None
         at.synchronize()  # the zeros of all pages are there before the first move
         gpus = frozenset(gpu.device for gpu in config.gpus)
-        self._finisher = Finisher(config.device, report, at) if at.is_gpu else None
+        self._finisher = Finisher(config.device, report, failed, at) if at.is_gpu else None
         self._mover = Mover(config.device, config.groups, self._memories, self._progress, self._links[MOVES], report, config.peer_s, gpus, at)
 
     @property
@@ -89,9 +91,8 @@ class Worker:
 
     def handle(self, message: RunStep | MoveKv) -> None:
         """Carries out one message: a step now, a move in the background. On a GPU a step may still be under way when this returns."""
-        for thread in (self._mover, self._finisher):
-            if thread is not None and thread.fault is not None:
-                raise thread.fault
+        if self._mover.fault is not None:
+            raise self._mover.fault
         if isinstance(message, RunStep):
             self._run(message)
         else:

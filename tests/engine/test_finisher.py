@@ -20,9 +20,13 @@ def step(number: int, mark: Mark, tokens: torch.Tensor) -> Unfinished:
     return Unfinished(mark, tokens, StepResult(number, 0, NO_INTS, (), 0.0, {"model": 0.5}), now_s, now_s)
 
 
+def unexpected(error: Exception) -> None:
+    raise AssertionError(error)
+
+
 def test_steps_are_reported_when_the_device_is_done_with_them() -> None:
     at, reported = LateGpu(late=True), queue.Queue[StepResult]()
-    finisher = Finisher("a", reported.put, at)
+    finisher = Finisher("a", reported.put, unexpected, at)
     tokens = [torch.zeros(2, dtype=torch.int32) for _ in range(2)]
     steps = [step(number, at.mark(), given) for number, given in enumerate(tokens)]
     for one in steps:
@@ -43,13 +47,17 @@ def test_steps_are_reported_when_the_device_is_done_with_them() -> None:
     assert first.tokens.tolist() == [5, 6], "memory on the host is used again"
 
 
-def test_a_fault_of_the_device_is_kept_for_the_worker() -> None:
+def test_a_fault_of_the_device_is_told_at_once() -> None:
+    """No message need come: whoever sends them may wait for this very step."""
+
     class Broken:
         def wait(self) -> None:
             raise RuntimeError("an illegal memory access")
 
-    reported = queue.Queue[StepResult]()
-    finisher = Finisher("a", reported.put, LateGpu())
-    finisher.put(step(1, Broken(), torch.zeros(0, dtype=torch.int32)))
+    reported, faults = queue.Queue[StepResult](), queue.Queue[Exception]()
+    finisher = Finisher("a", reported.put, faults.put, LateGpu())
+    for number in (1, 2):
+        finisher.put(step(number, Broken(), torch.zeros(0, dtype=torch.int32)))
+    assert str(faults.get(timeout=WAIT_S)) == "an illegal memory access"
     finisher.close()
-    assert isinstance(finisher.fault, RuntimeError) and reported.empty()
+    assert faults.empty() and reported.empty()

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -19,6 +20,7 @@ from hetserve.control.messages import NO_INTS, NO_PAGES, RunStep, Sampling, Star
 from hetserve.engine import accelerator
 from hetserve.engine.accelerator import Accelerator, CpuAccelerator, EmulatedGpu, Mark, Run, make_accelerator
 from hetserve.engine.attention import ITEM_FIELDS, KvMemory
+from hetserve.engine.channel import Lost
 from hetserve.engine.device_attention import DeviceAttention
 from hetserve.engine.graphs import Captured, DecodeGraphs, buckets
 from hetserve.engine.heads import DispatchedAttention
@@ -129,6 +131,28 @@ def test_steps_are_put_on_the_device_before_the_host_knows_the_tokens_of_the_las
         answers.append([(one.step, one.tokens.tolist()) for one in results])
     _C.use_isa(before)
     assert answers[0] == answers[1] and len({tokens[0] for _, tokens in answers[0]}) > 1
+
+
+class Faulty(EmulatedGpu):
+    """Whatever is put there, it comes to nothing: but only who waits for it learns so, and never one that needs it at once."""
+
+    def mark(self, soon: bool = False) -> Mark:
+        if soon:
+            return super().mark(soon)
+        raised = RuntimeError("CUDA error: an illegal memory access was encountered\nFor debugging consider something")
+        return SimpleNamespace(wait=Mock(side_effect=raised))
+
+
+def test_a_fault_in_the_midst_of_a_step_is_told_though_no_message_follows(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before, spec = _C.info()["isa"], load_model(folder)
+    monkeypatch.setattr(accelerator, "make_accelerator", lambda kind, index: Faulty())
+    workers = Workers(make_plan(spec, [[(spec.layers, "a")]], kinds=[("a", EMULATED)], max_seqs=2), folder, tmp_path, True)
+    try:
+        workers.send(decoding(1, PROMPTS[1], spec.kv_heads), "a")
+        assert workers.inbox.get(timeout=WAIT_S) == Lost("a", "RuntimeError: CUDA error: an illegal memory access was encountered")
+    finally:
+        workers.close()
+        _C.use_isa(before)
 
 
 class Replaying(EmulatedGpu):
