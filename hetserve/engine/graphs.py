@@ -82,28 +82,29 @@ class DecodeGraphs:
         bucket = next(one for one in self._buckets if one >= rows)
         if hidden is not None and self._hidden is not None:
             self._hidden[:rows].copy_(hidden)
-        captured = (self._pieces if attend.dispatched else self._whole).get(bucket) or self.capture(bucket, attend.dispatched)
-        return captured.run(attend)[:rows]
+        return (self._pieces if attend.dispatched else self._whole)[bucket].run(attend)[:rows]
 
-    def capture(self, rows: int, dispatched: bool) -> Captured:
-        """The graphs of one number of rows, now; a step that has none captures them by itself."""
+    def _capture(self, rows: int, dispatched: bool) -> None:
+        """The graphs of one number of rows."""
         tokens, positions, slots = self._attention.inputs[:, :rows]
         batch = StepBatch(tokens, positions, None)
         hidden = None if self._hidden is None else self._hidden[:rows]
         attention = None if dispatched else self._attention
         made = Captured(self._model, self._spec, self._at, batch, lambda: self._last.fill(tokens, slots), hidden, self._dtype, attention)
         (self._pieces if dispatched else self._whole)[rows] = made
-        return made
 
     def capture_all(self, dispatched: bool) -> None:
-        """Every number of rows, whole, and in pieces where head groups may lie elsewhere; largest first, so that they share memory."""
+        """Every number of rows, whole, and in pieces where head groups may lie elsewhere; largest first, so that they share memory.
+
+        Before the first step: once there are steps, another thread lets go of pinned memory, and torch would put an event into a graph for it.
+        """
         nobody, page_table, slots = np.zeros((0, ITEM_FIELDS), np.int32), np.zeros(1, np.int32), np.full((1, self._spec.kv_heads), -1, np.int32)
         self._attention.begin(nobody, page_table, slots, [np.zeros(1, np.int32)] * INPUTS)
         with torch.inference_mode():
             for rows in reversed(self._buckets):
-                self.capture(rows, False)
+                self._capture(rows, False)
                 if dispatched:
-                    self.capture(rows, True)
+                    self._capture(rows, True)
 
 
 class Captured:

@@ -124,6 +124,7 @@ class Profile:
     links: tuple[LinkProfile, ...]
     commit: str = ""  # of the code that measured; empty: unknown
     contention: tuple[Contention, ...] = ()  # of every two devices of a node, both ways; empty: not measured
+    took_s: float | None = None  # measuring the devices; None: unknown
 
     def device(self, name: str) -> DeviceProfile | None:
         """The profile of the device called `name`, if it was measured."""

@@ -7,6 +7,7 @@ import weakref
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -110,6 +111,27 @@ def test_pages_that_arrive_elsewhere_are_not_timed(at: Accelerator, monkeypatch:
     rows = {row["what"]: row for row in moves.pages(at, 2, 12, 5, COPY)}
     assert [name for name, row in rows.items() if not row.get("right", True)] == ["page_scatter", "page_scatter from pinned memory"]
     assert "gbs" not in rows["page_scatter"] and rows["page_copy"]["right"]
+
+
+def test_whoever_waits_for_a_transfer_does_not_sleep(at: Accelerator) -> None:
+    """As a link does not: to wake up takes longer than a small transfer."""
+    marks = Mock(return_value=SimpleNamespace(wait=Mock()))
+    assert moves.waited(SimpleNamespace(mark=marks), torch.zeros(4), torch.ones(4)) > 0  # type: ignore[arg-type]
+    marks.assert_called_once_with(soon=True)
+    marks.return_value.wait.assert_called_once_with()
+
+
+def test_a_fault_that_lasts_is_a_row_of_every_kind(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A GPU that is broken does not even take memory back."""
+
+    def broken(*_: object) -> dict[str, object]:
+        raise RuntimeError("an illegal memory access")
+
+    monkeypatch.setattr(torch.cuda, "empty_cache", broken)
+    said = {"right": False, "fault": "RuntimeError: an illegal memory access"}
+    assert timing.tried({"batch": 1}, broken) == {"batch": 1, **said}
+    found = kernels.rows(SimpleNamespace(), ["one", "two"], {"one": broken, "two": broken})  # type: ignore[arg-type,dict-item]
+    assert list(found) == [{"what": name, **said} for name in ("one", "two")]
 
 
 def test_transfers(at: Accelerator) -> None:

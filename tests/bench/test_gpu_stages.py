@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 import weakref
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -123,14 +126,19 @@ def test_eager_steps_launch_every_kernel() -> None:
 
 
 def test_steps_in_pieces_replay_a_graph_for_each(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """As if something were dispatched: two layers are three pieces."""
+    """As if something were dispatched: two layers are three pieces. All are captured before the first step, when no other thread is at work."""
     pieces: list[int] = []
-    real = graphs.Captured.run
+    real, make = graphs.Captured.run, graphs.Captured.__init__
 
     def run(captured: graphs.Captured, attend: DispatchedAttention) -> torch.Tensor:
         pieces.append(len(captured._runs))
         return real(captured, attend)
 
+    def captures(captured: graphs.Captured, *rest: object) -> None:
+        assert not pieces, "steps have begun"
+        make(captured, *rest)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(graphs.Captured, "__init__", captures)
     monkeypatch.setattr(graphs.Captured, "run", run)
     drawn = write_drawn(tmp_path, SMALL)
     for how, count in ((engines.GRAPHS, 1), (engines.PIECES, 3)):
@@ -149,7 +157,11 @@ def test_a_failed_engine_leaves_no_memory_taken(monkeypatch: pytest.MonkeyPatch,
         held.append(weakref.ref(engine))
         raise made(*said)  # made here: one that is kept would itself hold the engine
 
+    def broken() -> None:
+        raise RuntimeError("an illegal memory access")
+
     monkeypatch.setattr(engines, "_round", failing)
+    monkeypatch.setattr(torch.cuda, "empty_cache", broken)  # a GPU with a fault takes none back, and that is not what went wrong
     plan = engines.make_plan(load_model(folder), [engines.device("gpu", CPU)], [(4, "gpu")], 128, Limits(64, 1, 64, 2, 1), "float32")
     with pytest.raises(BenchError, match=said[0]) as caught:
         engines.serve(plan, folder, [[Ask([5], 1)]])
@@ -157,16 +169,16 @@ def test_a_failed_engine_leaves_no_memory_taken(monkeypatch: pytest.MonkeyPatch,
 
 
 def test_a_step_is_timed_while_all_decode() -> None:
-    first = Answer([0] * 9, [1.0, 2.0, 3.0, 10.0, 10.5, 11.0, 11.5, 12.0, 20.0])
+    first = Answer([0] * 10, [1.0, 2.0, 3.0, 10.0, 10.0, 11.0, 11.0, 12.0, 12.0, 20.0])  # two steps are told together
     last = Answer([0] * 4, [9.0, 10.0, 11.0, 12.0])
-    assert engines.step_s([first, last]) == 0.5
+    assert engines.step_s([first, last]) == 0.4
     with pytest.raises(BenchError, match="ask for more tokens"):
         engines.step_s([first, Answer([0], [30.0])])
 
 
 def test_serving(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(serving, "requests", lambda folder, count, longest: [Ask([5 + i, 6, 7, 8 + i][: 2 + i], 2 + i) for i in range(count)])
-    rows = list(serving.rows(EMULATED, SMALL, alone=1, together=2, many=3, longest=32, bandwidth=1e9))
+    rows = [row for system in (serving.ours, serving.theirs) for row in serving.rows(system, EMULATED, SMALL, 1, 2, 3, 32, 1e9)]
     assert [(row["system"], row["asked"], row["requests"]) for row in rows] == [
         ("hetserve", "one at a time", 1),
         ("hetserve", "all at once", 2),
@@ -177,6 +189,22 @@ def test_serving(monkeypatch: pytest.MonkeyPatch) -> None:
     assert all(row["right"] and row["output_throughput"] > 0 and row["mean_ttft_ms"] > 0 for row in rows)
     assert [row["total_output_tokens"] for row in rows] == [2, 5, 9, 2, 5]
     assert all(row["floor_bytes_s"] > row["floor_flops_s"] > 0 for row in rows)
+
+
+@pytest.mark.parametrize(("after", "asked"), [(0, "one at a time"), (2, "one padded batch")])
+def test_transformers_that_fail_are_a_row_that_says_so(monkeypatch: pytest.MonkeyPatch, folder: Path, after: int, asked: str) -> None:
+    real, calls = serving.generate, itertools.count()
+
+    def failing(model: object, asks: list[Ask]) -> list[Answer]:
+        if next(calls) >= after:
+            raise RuntimeError("CUDA error: an illegal memory access was encountered\nand so on")
+        return real(model, asks)
+
+    monkeypatch.setattr(serving, "generate", failing)
+    *rows, (of, last) = serving.theirs(folder, CPU, [Ask([5, 6], 2), Ask([7], 3)], 1, 2)
+    assert [row["asked"] for _, row in rows] == ["one at a time"] * (after > 0) and of == ()
+    said = {"right": False, "fault": "RuntimeError: CUDA error: an illegal memory access was encountered"}
+    assert last == {"system": "transformers", "asked": asked} | said
 
 
 def test_a_gpu_and_the_cpu_beside_it_serve_by_hetis() -> None:
@@ -208,12 +236,15 @@ def test_profile(tmp_path: Path, folder: Path, monkeypatch: pytest.MonkeyPatch, 
     """What was measured of the GPU alone, and the link between it and the CPU both ways. (The whole way: tests/cli/test_gpu_clusters.py.)"""
     asked: list[tuple[Cluster, str, Effort]] = []
     monkeypatch.setattr(profiled, "measure", lambda cluster, model, dtype, effort, tick: asked.append((cluster, dtype, effort)) or MEASURED)
-    path = tmp_path / "profile.toml"
+    links = profiled.measure_links
+    monkeypatch.setattr(profiled, "measure_links", lambda *given: ticks.append(1000.0) or links(*given))
+    path, ticks = tmp_path / "profile.toml", [100.0, 120.0]
+    monkeypatch.setattr(profiled, "time", SimpleNamespace(monotonic=lambda: ticks.pop(0)))
     assert profiled.profile(path, load_model(folder), EMULATED, QUICK) == 0
     ((cluster, dtype, effort),) = asked
     assert [(one.name, one.kind) for one in cluster.devices] == [("gpu", EMULATED)] and (cluster.name, dtype, effort) == ("gpu", "bfloat16", QUICK)
     found = load_profile(path)
-    assert found.devices == MEASURED.devices
+    assert found.devices == MEASURED.devices and found.took_s == 20.0, "without the links"
     assert {(link.source, link.target) for link in found.links} == {("gpu", "cpu"), ("cpu", "gpu")}
     assert all(link.bytes_per_s > 0 and link.beta_s > 0 for link in found.links)
     assert "reads 1 GB/s" in capsys.readouterr().out
@@ -226,7 +257,7 @@ def test_a_link_that_cannot_be_measured_leaves_the_profile_of_the_gpu(tmp_path: 
     monkeypatch.setattr(profiled, "measure", lambda *_: MEASURED)
     monkeypatch.setattr(profiled, "measure_links", failing)
     assert profiled.profile(tmp_path / "profile.toml", load_model(folder), CPU) == WorkerError.exit_code
-    assert load_profile(tmp_path / "profile.toml") == MEASURED
+    assert replace(load_profile(tmp_path / "profile.toml"), took_s=None) == MEASURED
 
 
 def test_transformers_get_padded_batches_right(folder: Path) -> None:

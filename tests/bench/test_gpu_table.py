@@ -26,7 +26,7 @@ ROWS: dict[str, list[dict[str, Any]]] = {
     "step": [
         {"launched": "graphs", "batch": 64, "step_s": 5e-3, "times_the_floor": 1.2, "tokens_per_s": 12800.0},
         {"launched": "pieces", "batch": 64, "step_s": 6e-3, "times_the_floor": 1.3},
-        {"launched": "eager", "right": False, "fault": "no memory"},
+        {"launched": "eager", "right": False, "fault": "no\nmemory"},
     ],
     "prefill": [
         {"what": "prefill", "rows": 2048, "length": 2048, "q_heads": 32, "kv_heads": 32, "ours_tflops": 400.0},
@@ -38,7 +38,7 @@ SUMMARY: dict[str, Any] = {
     "stages": {
         "build": {"ok": True, "seconds": 90.0, "output": ""},
         "ops": {"ok": False, "seconds": 30.0, "exit": 1},
-        "profile": {"ok": True, "seconds": 61.0, "exit": 0},
+        "profile": {"ok": True, "seconds": 71.0, "exit": 0},
     }
 }
 
@@ -46,6 +46,7 @@ SUMMARY: dict[str, Any] = {
 def write(folder: Path) -> None:
     for stem, rows in ROWS.items():
         (folder / f"{stem}.json").write_text(json.dumps({"rows": rows}))
+    (folder / "profile.toml").write_text("took_s = 60.5\n")
 
 
 def lines(folder: Path) -> dict[str, list[str]]:
@@ -62,7 +63,7 @@ def test_targets_are_met_or_missed_by_the_worst_figure(tmp_path: Path) -> None:
         **{name: cells for name, cells in found.items() if set(name) == {"-"}},
         "stage build": ("90 s", "met"),
         "stage ops": ("30 s", "MISSED: exit 1"),
-        "stage profile": ("61 s", "met"),
+        "stage profile": ("71 s", "met"),
         "engine tokens, 1 where they are right": ("1.000", "met"),
         "decode attention over 256 MB, share of copy": ("0.830", "MISSED"),
         "the same, times FlashInfer's time": ("0.970", "met"),
@@ -71,7 +72,7 @@ def test_targets_are_met_or_missed_by_the_worst_figure(tmp_path: Path) -> None:
         "pages to and from elsewhere, share of one transfer": ("0.950", "met"),
         "decode step at batch 64, graphs, times the floor": ("1.200", "met"),
         "decode step at batch 64, pieces, times the floor": ("1.300", "MISSED"),
-        "profile of the GPU, s": ("61.000", "MISSED"),
+        "profile of the GPU, s": ("60.500", "MISSED"),
     }
     assert "scattered; 3 in all" in table(tmp_path, SUMMARY)
 

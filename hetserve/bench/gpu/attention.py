@@ -17,7 +17,7 @@ import torch
 
 from hetserve import _C
 from hetserve.bench.gpu import rivals
-from hetserve.bench.gpu.timing import COPY_BYTES, Run, copying, floors, free_bytes, graphed, l2_bytes, timed, tried
+from hetserve.bench.gpu.timing import COPY_BYTES, Run, copying, floors, free_bytes, give_back, graphed, l2_bytes, timed, tried
 from hetserve.engine.accelerator import Accelerator
 
 PAGE_TOKENS = 16
@@ -162,7 +162,7 @@ def decode_row(at: Accelerator, case: Case, scattered: bool, copy: Run, moved_by
 def others(cache: Cache) -> dict[str, Run]:
     """torch and FlashInfer on the same shape, as far as they are there and run."""
     case, found = cache.case, {}
-    torch.cuda.empty_cache()  # what is free is asked of the driver
+    give_back()  # what is free is asked of the driver
     if (call := cache.sdpa(False)) and (quick := ready(cache.at, call)):
         found["torch"] = quick
     q = cache.q.view(case.batch, case.q_heads, HEAD_DIM)
@@ -181,7 +181,7 @@ def ready(at: Accelerator, call: Run) -> Run | None:
             at.synchronize()
             return made
         except Exception:
-            torch.cuda.empty_cache()
+            give_back()
     return None
 
 

@@ -8,9 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import gc
-import itertools
 import math
-import statistics
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -20,12 +18,12 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
-import torch
-
+from hetserve.bench.gpu.timing import give_back
 from hetserve.control.messages import Sampling
 from hetserve.engine.accelerator import CudaGpu, Run
 from hetserve.engine.api import Output
 from hetserve.engine.engine import Engine
+from hetserve.engine.graphs import DecodeGraphs
 from hetserve.engine.heads import DispatchedAttention
 from hetserve.errors import BenchError, HetserveError
 from hetserve.spec.cluster import CPU, CUDA, Cluster, Device, resolve_cores
@@ -160,7 +158,7 @@ def serve(plan: Plan, folder: Path, rounds: Sequence[Sequence[Ask]]) -> tuple[li
         fault = BenchError(f"the engine failed: {type(error).__name__}: {error}")
     finally:
         gc.collect()
-        torch.cuda.empty_cache()
+        give_back()
     raise fault
 
 
@@ -221,7 +219,7 @@ class _Heard:
 
 
 def step_s(answers: Sequence[Answer]) -> float:
-    """Seconds a step while all were decoding: the median time from one token of the first request to its next.
+    """Seconds a step while all were decoding, on average over the tokens of the first request: those of two steps may be told together.
 
     Raises:
         BenchError: they never all were.
@@ -230,7 +228,7 @@ def step_s(answers: Sequence[Answer]) -> float:
     inside = [at_s for at_s in answers[0].at_s if begin_s < at_s <= end_s]
     if len(inside) < 3:
         raise BenchError("the first requests had ended before the last one had its first token: ask for more tokens")
-    return statistics.median(after_s - before_s for before_s, after_s in itertools.pairwise(inside))
+    return (inside[-1] - inside[0]) / (len(inside) - 1)
 
 
 @contextlib.contextmanager
@@ -241,9 +239,16 @@ def launching(how: str) -> Iterator[None]:
     def launch(gpu: CudaGpu, run: Run) -> Run:
         return run
 
-    patches: dict[str, AbstractContextManager[object]] = {
-        PIECES: patch.object(DispatchedAttention, "dispatched", True),
-        EAGER: patch.object(CudaGpu, "capture", launch),
+    capture_all = DecodeGraphs.capture_all
+
+    def with_pieces(graphs: DecodeGraphs, dispatched: bool) -> None:
+        capture_all(graphs, True)
+
+    patches: dict[str, list[AbstractContextManager[object]]] = {
+        PIECES: [patch.object(DispatchedAttention, "dispatched", True), patch.object(DecodeGraphs, "capture_all", with_pieces)],
+        EAGER: [patch.object(CudaGpu, "capture", launch)],
     }
-    with patches.get(how, contextlib.nullcontext()):
+    with contextlib.ExitStack() as patched:
+        for one in patches.get(how, []):
+            patched.enter_context(one)
         yield

@@ -11,6 +11,7 @@ import torch
 
 from hetserve.bench.gpu import attention, moves, small
 from hetserve.bench.gpu.report import report
+from hetserve.bench.gpu.timing import give_back
 from hetserve.engine.accelerator import Accelerator, make_accelerator
 from hetserve.spec.cluster import CUDA
 
@@ -32,7 +33,7 @@ def rows(at: Accelerator, kinds: Sequence[str], known: Mapping[str, Kind] = KIND
                 yield from known[kind](at)
             except Exception as error:
                 yield {"what": kind, "right": False, "fault": f"{type(error).__name__}: {error}"}
-            torch.cuda.empty_cache()
+            give_back()
 
 
 def main() -> int:

@@ -30,9 +30,10 @@ def profile(path: Path, model: ModelSpec, kind: str = CUDA, effort: Effort = FUL
     beside = [device("cpu", CPU), *([replace(device("gpu-1", kind), index=1)] if kind == CUDA and len(this_host().gpus) > 1 else [])]
     try:
         found = measure(Cluster("gpu", alone.cores, (alone,)), model, DTYPE, effort, lambda: None)
+        found = replace(found, took_s=time.monotonic() - began_s)
         save_profile(found, path)  # whatever becomes of the links
         (measured,) = found.devices
-        print(f"reads {measured.read_bytes * 1e-9:.0f} GB/s; attention: {measured.attention}; {time.monotonic() - began_s:.0f} s", flush=True)
+        print(f"reads {measured.read_bytes * 1e-9:.0f} GB/s; attention: {measured.attention}; {found.took_s:.0f} s", flush=True)
         links = measure_links(Cluster("gpu-plus-cpu", alone.cores, (alone, *beside)), model, DTYPE, effort, lambda: None)
         save_profile(replace(found, links=links), path)
     except HetserveError as error:

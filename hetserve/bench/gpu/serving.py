@@ -1,7 +1,7 @@
 """python -m hetserve.bench.gpu.serving FILE: a 1-billion-parameter model with drawn weights, azure-conv's lengths, beside transformers' `generate`.
 
 Both get the same prompts and give each request exactly its number of tokens, on one GPU. One request at a time, and many at once: transformers has
-them as one padded batch, and goes on until the longest answer is done; a request's tokens count only up to its own length. Then the cluster
+them as one padded batch, and goes on until the longest answer is done; a request's tokens count only up to its own length. Between them the cluster
 gpu-plus-cpu by Hetis, with half of the KV that is wanted at once on the GPU and as much on the CPU, beside that half alone. Its placement is "dealt":
 the exact one needs scipy, which such a machine may lack.
 
@@ -15,7 +15,7 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,7 @@ from hetserve.bench.gpu.steps import read_bytes
 from hetserve.bench.gpu.timing import copy_bandwidth, floors
 from hetserve.engine.accelerator import make_accelerator
 from hetserve.engine.model.drawn import write_drawn
-from hetserve.errors import HetserveError
+from hetserve.errors import HetserveError, in_short
 from hetserve.spec.cluster import CPU, CUDA
 from hetserve.spec.load import load_model
 from hetserve.spec.model import ModelSpec
@@ -41,11 +41,13 @@ ALONE, TOGETHER, MANY = 4, 48, 256  # requests
 LONGEST = 2048  # prompt and answer together, tokens
 STEP_TOKENS = 4096
 MIXED, WARM_UP = 32, 4  # requests
-ALONE_ASKED = "one at a time"
+ALONE_ASKED, PADDED = "one at a time", "one padded batch"
 Told = tuple[Sequence[Ask], dict[str, Any]]
+System = Callable[[Path, str, Sequence[Ask], int, int], Iterator[Told]]  # (model, kind of device, requests, so many alone, so many together)
 
 
 def rows(
+    system: System,
     kind: str = CUDA,
     config: Mapping[str, Any] = LLAMA_1B,
     alone: int = ALONE,
@@ -54,16 +56,17 @@ def rows(
     longest: int = LONGEST,
     bandwidth: float | None = None,
 ) -> Iterator[dict[str, Any]]:
-    """One row a system and way of asking.
+    """One row a way of asking.
 
     Args:
+        system: `ours` or `theirs`.
         bandwidth: bytes read and written a second; None: measured on the GPU.
     """
     rate = bandwidth or copy_bandwidth(make_accelerator(kind))
     with tempfile.TemporaryDirectory() as scratch:
         folder = write_drawn(Path(scratch, "drawn"), config)
         spec, asks = load_model(folder), requests(folder, many, longest)
-        for asked, row in itertools.chain(ours(folder, kind, asks, alone, together, longest), theirs(folder, kind, asks, alone, together)):
+        for asked, row in system(folder, kind, asks, alone, together):
             yield row | (under(spec, asked, rate, row["asked"] == ALONE_ASKED) if asked else {})
 
 
@@ -115,8 +118,8 @@ def requests(folder: Path, count: int, longest: int) -> list[Ask]:
     return [Ask(one.prompt, one.output_tokens) for one in workload.requests()]
 
 
-def ours(folder: Path, kind: str, asks: Sequence[Ask], alone: int, together: int, longest: int) -> Iterator[Told]:
-    spec = load_model(folder)
+def ours(folder: Path, kind: str, asks: Sequence[Ask], alone: int, together: int) -> Iterator[Told]:
+    spec, longest = load_model(folder), max(len(ask.prompt) + ask.output_tokens for ask in asks)
     limits = Limits(longest, len(asks), max(STEP_TOKENS, len(asks)), 2, len(asks))
     plan = make_plan(spec, [device("gpu", kind)], [(spec.layers, "gpu")], max(room(asks), 2 * longest), limits)
     rounds = [asks, *([ask] for ask in asks[:alone]), asks[:together], asks]  # the first, unmeasured, captures graphs
@@ -133,6 +136,17 @@ def ours(folder: Path, kind: str, asks: Sequence[Ask], alone: int, together: int
 
 
 def theirs(folder: Path, kind: str, asks: Sequence[Ask], alone: int, together: int) -> Iterator[Told]:
+    """Whatever goes wrong there is a row that says so."""
+    asked = ALONE_ASKED
+    try:
+        for found, row in generated(folder, kind, asks, alone, together):
+            yield found, row
+            asked = PADDED
+    except Exception as error:
+        yield (), {"system": "transformers", "asked": asked, "right": False, "fault": in_short(error)}
+
+
+def generated(folder: Path, kind: str, asks: Sequence[Ask], alone: int, together: int) -> Iterator[Told]:
     from transformers import AutoConfig, AutoModelForCausalLM  # late: seconds of imports
 
     with torch.device("cuda" if kind == CUDA else "cpu"), torch.inference_mode():
@@ -143,7 +157,7 @@ def theirs(folder: Path, kind: str, asks: Sequence[Ask], alone: int, together: i
         began_s = time.monotonic()
         found = generate(model, asks[:together])
         took_s = time.monotonic() - began_s
-        yield asks[:together], {"system": "transformers", "asked": "one padded batch"} | told(asks[:together], found, took_s)
+        yield asks[:together], {"system": "transformers", "asked": PADDED} | told(asks[:together], found, took_s)
 
 
 def generate(model: Any, asks: Sequence[Ask]) -> list[Answer]:
@@ -193,4 +207,4 @@ def told(asks: Sequence[Ask], answers: Sequence[Answer], seconds: float) -> dict
 
 
 if __name__ == "__main__":
-    sys.exit(report("serving", itertools.chain(rows(), mixed()), Path(sys.argv[1])))
+    sys.exit(report("serving", itertools.chain(rows(ours), mixed(), rows(theirs)), Path(sys.argv[1])))

@@ -11,7 +11,7 @@ import torch
 from torch.nn import functional
 
 from hetserve import _C
-from hetserve.bench.gpu.timing import COPY_BYTES, Run, copying, differ, floors, graphed, timed
+from hetserve.bench.gpu.timing import COPY_BYTES, Run, copying, differ, floors, give_back, graphed, timed
 from hetserve.engine.accelerator import Accelerator
 
 ROWS = (64, 4096)
@@ -42,7 +42,7 @@ def rows(at: Accelerator, counts: Sequence[int] = ROWS, copy_bytes: int = COPY_B
             if right[name]:
                 row |= {"seconds": times[name], "share_of_copy": op.moved_bytes / times[name] / (copied_bytes / times["copy"])}
             yield row | floors(op.moved_bytes, op.flops, copied_bytes / times["copy"])
-        torch.cuda.empty_cache()
+        give_back()
 
 
 def judged(op: Op) -> bool:

@@ -6,6 +6,7 @@ import gc
 import math
 import statistics
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from functools import partial
 from typing import Any
 
@@ -69,13 +70,19 @@ def copy_bandwidth(at: Accelerator, copy_bytes: int = COPY_BYTES) -> float:
     copy, moved_bytes = copying(at, copy_bytes)
     found = moved_bytes / timed(at, {"copy": copy})["copy"]
     del copy
-    torch.cuda.empty_cache()
+    give_back()
     return found
 
 
 def floors(moved_bytes: float, flops: float, bandwidth: float) -> dict[str, float]:
     """Seconds that so many bytes take at a copy's bandwidth, and so many operations at the peak of the data sheet."""
     return {"bytes": moved_bytes, "flops": flops, "floor_bytes_s": moved_bytes / bandwidth, "floor_flops_s": flops / DENSE_FLOPS}
+
+
+def give_back() -> None:
+    """Memory that nothing holds goes back to the GPU. After a fault of a GPU nothing can, and nobody may lose the fault over it."""
+    with suppress(RuntimeError):
+        torch.cuda.empty_cache()
 
 
 def free_bytes(at: Accelerator) -> int:
@@ -98,7 +105,7 @@ def tried(row: dict[str, Any], run: Callable[[], dict[str, Any]]) -> dict[str, A
         found = {"right": False, "fault": f"{type(error).__name__}: {error}"}
     if "right" not in found:
         gc.collect()  # of a case that found no room much may be left
-    torch.cuda.empty_cache()
+    give_back()
     return row | found
 
 
