@@ -154,7 +154,7 @@ class CudaGpu:
         return torch.empty(shape, dtype=dtype, pin_memory=True)
 
     def send(self, values: NDArray[Any]) -> torch.Tensor:
-        return torch.from_numpy(values).pin_memory().to(self.device, non_blocking=True)  # torch keeps pinned memory until its copy is done
+        return sent(torch.from_numpy(values), self.device)
 
     def mark(self, soon: bool = False) -> Mark:
         return _Event(sleeps=not soon)
@@ -189,6 +189,13 @@ class CudaGpu:
         end.record()
         end.synchronize()
         return float(begin.elapsed_time(end)) * 1e-3  # of milliseconds
+
+
+def sent(values: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """What lies on the host, for what is put on the device's current stream from now on. Waits for nothing; on a CPU it is no copy."""
+    if device.type != "cuda":
+        return values.to(device)
+    return values.pin_memory().to(device, non_blocking=True)  # torch keeps pinned memory until its copy is done
 
 
 @contextmanager

@@ -18,6 +18,7 @@ from torch.nn import functional
 
 from hetserve import _C
 from hetserve.control.messages import Sampling
+from hetserve.engine.accelerator import sent
 from hetserve.engine.logprobs import token_logprobs
 from hetserve.engine.wire import TokenLogprobs
 
@@ -79,12 +80,12 @@ def _draw(logits: torch.Tensor, tokens: torch.Tensor, sampling: Sequence[Samplin
 
 def _there(numbers: list[int], like: torch.Tensor) -> torch.Tensor:
     """int64 on the device, without waiting for what it does now."""
-    return torch.tensor(numbers).to(like.device, non_blocking=True)
+    return sent(torch.tensor(numbers), like.device)
 
 
 def _draws(sampling: Sequence[Sampling], u: NDArray[np.float64], device: torch.device) -> Draws:
     told = [(row.temperature, row.min_p, min(max(row.top_p, 0.0), 1.0), max(row.top_k, 0)) for row in sampling]
-    numbers = torch.cat([torch.from_numpy(u)[:, None], torch.tensor(told, dtype=torch.float64)], 1).to(device, non_blocking=True)
+    numbers = sent(torch.cat([torch.from_numpy(u)[:, None], torch.tensor(told, dtype=torch.float64)], 1), device)
     return Draws(numbers[:, :1], numbers[:, 1:2].float(), numbers[:, 2:3].float(), numbers[:, 3:4], numbers[:, 4:].long())
 
 

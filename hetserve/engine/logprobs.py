@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 
 from hetserve.control.messages import Sampling
+from hetserve.engine.accelerator import sent
 from hetserve.engine.wire import TokenLogprobs
 
 
@@ -19,7 +20,7 @@ def token_logprobs(logits: torch.Tensor, sampling: Sequence[Sampling], tokens: t
     wanted = [i for i, row in enumerate(sampling) if row.logprobs >= 0]
     if not wanted:
         return ()
-    rows = torch.tensor(wanted).to(logits.device, non_blocking=True)
+    rows = sent(torch.tensor(wanted), logits.device)
     values = logits[rows].float().log_softmax(-1)
     found, ids = values.topk(min(max(sampling[i].logprobs for i in wanted), values.shape[1]))
     own = values.gather(1, tokens[rows].long()[:, None])[:, 0]

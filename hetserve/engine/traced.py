@@ -21,8 +21,10 @@ from hetserve.control.messages import MoveKv, RunStep
 from hetserve.engine.timeline import NOTES_FOLDER, Span
 from hetserve.engine.transport.link import KINDS, MOVES, Connect, Link, Pending
 from hetserve.engine.wire import WorkerConfig
+from hetserve.spec.cluster import CPU
 
 KIND_NAMES = ("heads", "hidden", "tokens", "losses", "kv")  # by link.py's numbers
+STEP, LAUNCH = "step", "launch"
 SHORTEST_S = 20e-6  # waits below this say nothing
 BUFFER_BYTES = 1 << 18
 
@@ -33,9 +35,11 @@ class Notes:
     Args:
         device: whose.
         path: a new file.
+        step: what its part in a step is called: on a GPU the launch, whose work goes on behind it.
     """
 
-    def __init__(self, device: str, path: Path) -> None:
+    def __init__(self, device: str, path: Path, step: str = STEP) -> None:
+        self._step = step
         self._track = f"device {device}"
         self._file = path.open("wb", buffering=BUFFER_BYTES)
         self._lock = threading.Lock()
@@ -53,7 +57,7 @@ class Notes:
         yield
         if isinstance(message, RunStep):
             facts = {"group": message.group, "prompt tokens": int(message.chunk_tokens.sum())}
-            self.add("steps", f"step {message.step}", begin_s, time.monotonic(), **facts)
+            self.add("steps", f"{self._step} {message.step}", begin_s, time.monotonic(), **facts)
 
     def close(self) -> None:
         with self._lock:
@@ -65,7 +69,7 @@ def notes_of(config: WorkerConfig) -> Notes | None:
     folder = Path(config.meeting) / NOTES_FOLDER
     if not folder.is_dir():
         return None
-    notes = Notes(config.device, folder / f"{os.getpid()}.jsonl")
+    notes = Notes(config.device, folder / f"{os.getpid()}.jsonl", STEP if config.kind == CPU else LAUNCH)
     atexit.register(notes.close)
     return notes
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Sequence
 from itertools import product
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,7 +13,8 @@ import torch
 
 from hetserve import _C
 from hetserve.control.messages import Sampling
-from hetserve.engine import device_sampler
+from hetserve.engine import device_sampler, logprobs
+from hetserve.engine.accelerator import sent
 from hetserve.engine.device_sampler import CANDIDATES, sample_on_device
 from hetserve.engine.sampler import GREEDY_BELOW, sample, uniforms
 
@@ -166,6 +168,21 @@ def test_the_host_waits_only_for_what_it_decides(device: str, monkeypatch: pytes
     assert waited(logits, [Sampling(), Sampling(1.0), Sampling(0.7, top_p=0.9), Sampling(1.0, top_k=40)] * 2) == ["nonzero"]
     assert waited(logits * 100, [Sampling(0.5, top_k=60)] * 8) == ["nonzero"], "fewer than 60 tokens weigh anything"
     assert waited(logits * 0, [Sampling(1.0, top_p=0.9)] * 8) == ["nonzero"], "more than the first candidates were needed"
+
+
+def test_what_the_host_sends_is_pinned_first(device: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From other memory a copy to a GPU waits for all that was put there before. Here on a device that holds no numbers."""
+    done: list[str] = []
+    values = SimpleNamespace(pin_memory=lambda: done.append("pinned") or values, to=lambda *_, **how: done.append(f"copied {how}") or values)
+    assert sent(values, torch.device("cuda")) is values and done == ["pinned", "copied {'non_blocking': True}"]  # type: ignore[arg-type,comparison-overlap]
+    assert sent(there := torch.zeros(2), torch.device("cpu")) is there
+    count: list[torch.Tensor] = []
+    for module in (device_sampler, logprobs):
+        monkeypatch.setattr(module, "sent", lambda values, device: count.append(values) or sent(values, device))
+    logits = torch.randn(3, 500).to(device)
+    sample_on_device(logits, [Sampling(1.0, 0.9, logprobs=2), Sampling(0.0), Sampling(1.0)], [0, 2], np.array([0.3, 0.6]))
+    told = [[0, 2], [[0.3, 1.0, 0.0, 0.9, 0.0], [0.6, 1.0, 0.0, 1.0, 0.0]], [0], [0]]
+    assert [one.tolist() for one in count] == told, "all of it: rows that draw, how, those with filters, those that want log-probabilities"
 
 
 def test_logprobs_are_those_of_the_cpu(device: str) -> None:

@@ -7,16 +7,19 @@ import json
 import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
+import pytest
 import torch
 
 from hetserve.control.messages import NO_INTS, NO_PAGES, MoveDone, MoveKv, Place, RunStep, StepDone, WorkerLost
-from hetserve.engine.timeline import ChromeTrace, Recorder, Span, read_spans, spans_of
-from hetserve.engine.traced import Notes, traced
+from hetserve.engine.timeline import NOTES_FOLDER, ChromeTrace, Recorder, Span, read_spans, spans_of
+from hetserve.engine.traced import Notes, notes_of, traced
 from hetserve.engine.transport.link import HEADS, STEPS, make_tag
 from hetserve.engine.transport.local import LocalHub, LocalLinks
 from hetserve.engine.wire import GroupLayout, PoolLayout, StageLayout
+from hetserve.spec.cluster import CPU, CUDA, EMULATED
 
 LAYOUT = (GroupLayout((StageLayout((0, 4), "bfloat16", (PoolLayout("fast", 8), PoolLayout("slow", 8)), 0),), False),)
 
@@ -101,6 +104,19 @@ def test_a_worker_notes_its_sends_and_waits_and_a_cut_line_is_dropped(tmp_path: 
     assert spans["step 5"].begin_s <= waited.begin_s and waited.end_s <= spans["step 5"].end_s
     assert "send heads to slow" in spans and abs(time.monotonic() - waited.end_s) < 5
     assert read_spans(tmp_path / "none.jsonl") == []
+
+
+@pytest.mark.parametrize(("kind", "name"), [(CPU, "step 5"), (EMULATED, "launch 5"), (CUDA, "launch 5")])
+def test_a_gpus_part_in_a_step_is_called_what_it_is(tmp_path: Path, kind: str, name: str) -> None:
+    """Its work goes on when the worker has done its own."""
+    (tmp_path / NOTES_FOLDER).mkdir()
+    notes = notes_of(SimpleNamespace(meeting=str(tmp_path), device="a", kind=kind))  # type: ignore[arg-type]
+    assert notes is not None
+    with notes.step(step(5)):
+        pass
+    notes.close()
+    (path,) = (tmp_path / NOTES_FOLDER).iterdir()
+    assert [one.name for one in read_spans(path)] == [name]
 
 
 def test_an_engine_writes_its_run_with_every_workers_notes(tmp_path: Path) -> None:
