@@ -186,7 +186,7 @@ class Costs:
         everywhere = workspace_bytes(self.model, weights, step_tokens, seqs if last else 0, ranks)
         if kind == CPU:
             return everywhere
-        return everywhere + primary_bytes(kind, self.model, weights, step_tokens, seqs, self._pages(longest), last, ranks)
+        return everywhere + primary_bytes(kind, self.model, layers[1] - layers[0], weights, step_tokens, seqs, self._pages(longest), last, ranks)
 
     def attention_bytes(self, device: str, seqs: int, longest: int = 0) -> int:
         """Bytes an attention worker needs beside KV: q, k, v and outputs of a step, twice. From however many ranks: it may hold all heads."""
