@@ -256,7 +256,8 @@ def _resolve_many(flags: Flags, screen: Screen, logs: Path) -> list[Job]:
     require_cores(cluster, this_host())
     dtype = spec.dtype if flags.dtype == "auto" else flags.dtype
     name, kv_token_bytes = flags.served_model_name or folder.name, spec.kv_bytes_per_token(dtype)
-    drawn, _ = _workload(flags, Path(flags.tokenizer or folder), spec.max_positions)
+    drawn, arrivals = _workload(flags, Path(flags.tokenizer or folder), spec.max_positions)
+    _experiment(flags, drawn, arrivals, (), ())  # mistakes in flags are said before anything is measured
     vllm_install(asked, cluster.devices[0].kind, flags.baseline_dir)  # says what is missing before anything is measured
     flags, profile = profile_for(flags, cluster, spec, dtype, screen)
     planner = planner_of(spec, dtype, _means(drawn, flags), profile)
