@@ -2,18 +2,32 @@
 
 from __future__ import annotations
 
-from hetserve.reproduce import fidelity, hetis_search, hexgen2_latency, hexgen2_search, hexgen2_throughput, simulator_speed
+from hetserve.reproduce import (
+    fidelity,
+    hetis_measured,
+    hetis_pages,
+    hetis_search,
+    hexgen2_latency,
+    hexgen2_search,
+    hexgen2_throughput,
+    simulator_speed,
+)
 from hetserve.reproduce.runner import Experiment
 
 EXPERIMENTS: dict[str, Experiment] = {
     "hetis-search": hetis_search.run,
-    "hexgen2-throughput": hexgen2_throughput.against_distserve,
-    "hexgen2-hexgen": hexgen2_throughput.against_hexgen,
+    "hexgen2-throughput": hexgen2_throughput.llama,
+    "hexgen2-throughput-opt": hexgen2_throughput.opt,
     "hexgen2-latency": hexgen2_latency.run,
     "hexgen2-budget": hexgen2_throughput.cheaper,
     "hexgen2-convergence": hexgen2_search.convergence,
     "hexgen2-scheduling": hexgen2_search.scheduling,
     "simulator-speed": simulator_speed.hexgen2,
     "simulator-speed-hetis": simulator_speed.hetis,
+    "hetis-measured-throughput": hetis_measured.throughput,
+    "hetis-measured-theta": hetis_measured.theta,
+    "hetis-measured-error": hetis_measured.error,
+    "hetis-measured-linearity": hetis_measured.linearity,
+    "hetis-measured-store-fetch": hetis_pages.run,
     "fidelity": fidelity.run,
 }

@@ -11,9 +11,10 @@ import pytest
 from hetserve.errors import BenchError
 from hetserve.reproduce import hexgen2_latency, hexgen2_search, hexgen2_throughput
 from hetserve.reproduce.claims import claims_of
-from hetserve.reproduce.hexgen2_case import CLASSES, HETEROGENEOUS, HOMOGENEOUS, MIX, MODELS, Cell, Served, full_tokens_per_s, serve
+from hetserve.reproduce.hexgen2_case import HETEROGENEOUS, HOMOGENEOUS, MIX, MODELS, Cell, Served, full_tokens_per_s, serve
 from hetserve.reproduce.hexgen2_search import EFFORTS, WHOLE, Look, Looked
 from hetserve.reproduce.setup import Setup
+from hetserve.reproduce.table import EXPERIMENTS
 
 CELL = Cell("distserve", HOMOGENEOUS, "OPT-30B", "LPLD", fewer=8)
 
@@ -46,34 +47,27 @@ def test_a_cell_is_planned_and_simulated() -> None:
     assert slow.tokens_per_s < full.tokens_per_s / 10 and slow.latency_s < full.latency_s
 
 
-@pytest.mark.parametrize(
-    ("experiment", "name", "cells"),
-    [
-        (hexgen2_throughput.against_distserve, "hexgen2-throughput", 40),
-        (hexgen2_throughput.against_hexgen, "hexgen2-hexgen", 64),
-        (hexgen2_throughput.cheaper, "hexgen2-budget", 16),
-    ],
-)
-def test_ratios_of_every_pair(monkeypatch: pytest.MonkeyPatch, experiment, name: str, cells: int) -> None:
-    """HexGen-2 serves 200 everywhere but 400 in one place, the others 100 of one model and 200 of the other."""
+@pytest.mark.parametrize(("name", "cells"), [("hexgen2-throughput", 36), ("hexgen2-throughput-opt", 36), ("hexgen2-budget", 16)])
+def test_ratios_of_every_pair(monkeypatch: pytest.MonkeyPatch, name: str, cells: int) -> None:
+    """HexGen-2 serves 200 everywhere but 400 in one place; DistServe serves 100, HexGen 50."""
     asked: list[Cell] = []
+    others = {"distserve": 100.0, "hexgen": 50.0}
 
     def stand_in(cell: Cell) -> Served:
         asked.append(cell)
-        if cell.system == "hexgen2":
-            return served(400.0 if (cell.model, cell.only, cell.cluster[-1] in "15") == (MODELS[0], "LPHD", True) else 200.0)
-        return served(100.0 if cell.model == MODELS[0] else 200.0)
+        return served(others.get(cell.system, 400.0 if (cell.only, cell.cluster[-1]) in (("LPHD", "1"), ("LPHD", "5")) else 200.0))
 
     monkeypatch.setattr(hexgen2_throughput, "serve", stand_in)
-    report = experiment(Setup())
+    report = EXPERIMENTS[name](Setup())
     assert len(asked) == len(set(asked)) == cells
     assert all((one.cluster == HOMOGENEOUS) == (one.system == "distserve") for one in asked)
     assert report.found.keys() == {claim.name for claim in claims_of(name)}
-    most, mean = (next(one for claim, one in report.found.items() if claim.endswith(end)) for end in ("-most", "-mean"))
-    assert most.number == 4.0 and f"{MODELS[0]}, LPHD on hexgen2-het" in most.how
-    pairs = len(report.tables[0].rows)
-    assert mean.number == pytest.approx((2.0 ** (pairs / 2) * 2.0) ** (1 / pairs))
-    assert report.bars is not None and len(report.bars.groups) == len(MODELS) * len(CLASSES)
+    for claim, found in report.found.items():
+        base = 100.0 if "hexgen2-hexgen" not in claim else 50.0
+        extra = 2.0 ** (1 / 16) if name != "hexgen2-budget" else 2.0 ** (2 / 8)
+        assert found.number == pytest.approx(400.0 / base if "-most" in claim else 200.0 / base * extra)
+        assert "LPHD on hexgen2-het" in found.how or "-mean" in claim
+    assert report.bars is not None and all(len(heights) == len(report.bars.groups) for heights in report.bars.series.values())
 
 
 def test_latency_is_compared_at_three_quarters_of_the_weaker_peak(monkeypatch: pytest.MonkeyPatch) -> None:
