@@ -27,8 +27,8 @@ MODELS = ("OPT-30B", "Llama-2-70B")
 CLASSES = ("HPLD", "HPHD", "LPHD", "LPLD")
 MIX = ""  # requests of all classes: the paper's online workload
 LONGEST = 4096  # tokens of a request, or what the model takes
-COUNTS = {"HPLD": 800, "HPHD": 1600, "LPHD": 3000, "LPLD": 3000, MIX: 2000}  # enough to fill every plan, and to keep it full for a while
-FROM, TO = 0.2, 0.8  # shares of requests that are over: between them a plan is full
+COUNTS = {"HPLD": 500, "HPHD": 1200, "LPHD": 2000, "LPLD": 2000, MIX: 1500}  # enough to fill every plan, and to keep it full for a while
+FROM, TO = 0.2, 0.6  # shares of requests that are over: between them a plan is full, as later nothing waits any more
 
 
 @dataclass(frozen=True)
