@@ -8,6 +8,7 @@ from math import floor, inf
 
 ROUNDS = 40  # of bisection; it ends earlier when nothing is left between the bounds
 CLOSE = 1e-4  # relative
+EXACT = 1e-12  # relative: two sums of the same numbers
 
 
 def least_sum(layers: int, slopes: Sequence[float], most: Sequence[int]) -> list[int] | None:
@@ -32,11 +33,17 @@ def shortest_cycle(layers: int, fixed_s: Sequence[float], slopes: Sequence[float
         most: layers that each stage has memory for.
         waves: batches on their way at once; 1: the sum, as many as stages: the slowest stage alone.
 
-    Returns: that time and the layers; None: they do not fit. Off the best by at most a few times CLOSE.
+    Returns: that time and the layers; None: they do not fit. Of cuts with that time the one with the least sum. With as many waves as stages it is
+    exact, with fewer off the best by at most a few times CLOSE.
     """
     counts = least_sum(layers, slopes, most)
     if counts is None:
         return None
+    if waves >= len(slopes):
+        slowest_s = _least_slowest_s(layers, fixed_s, slopes, most) * (1 + EXACT)
+        room = [min(cap, floor((slowest_s - one) / slope)) if slope > 0 else cap for one, slope, cap in zip(fixed_s, slopes, most, strict=True)]
+        counts = least_sum(layers, slopes, room) or counts
+        return cycle_s(counts, fixed_s, slopes, waves), counts
     best = (cycle_s(counts, fixed_s, slopes, waves), counts)
     low = max([sum(fixed_s) / waves, *(one + slope for one, slope in zip(fixed_s, slopes, strict=True))])
     low, high = max(low, _sum_s(counts, fixed_s, slopes) / waves), best[0]
@@ -57,6 +64,33 @@ def shortest_cycle(layers: int, fixed_s: Sequence[float], slopes: Sequence[float
         else:
             high = min(middle, found_s)
     return best
+
+
+def _least_slowest_s(layers: int, fixed_s: Sequence[float], slopes: Sequence[float], most: Sequence[int]) -> float:
+    """The slowest stage's time in the cut where it is least; exact. There is one that fits.
+
+    Begins with the level to which stages would fill up if layers could be divided, and gives or takes single layers where that costs least.
+    """
+    stages, rest, level_s = list(range(len(slopes))), layers, 0.0
+    counts = list(most)
+    while stages:
+        speed = sum(1 / max(slopes[one], 1e-15) for one in stages)
+        level_s = (rest + sum(fixed_s[one] / max(slopes[one], 1e-15) for one in stages)) / speed
+        full = [one for one in stages if fixed_s[one] + slopes[one] * most[one] <= level_s]
+        if not full:
+            break
+        rest -= sum(most[one] for one in full)
+        stages = [one for one in stages if one not in full]
+    for one in stages:
+        counts[one] = max(1, floor((level_s - fixed_s[one]) / max(slopes[one], 1e-15)))
+    left = layers - sum(counts)
+    for _ in range(left):
+        one = min((one for one in stages if counts[one] < most[one]), key=lambda one: fixed_s[one] + slopes[one] * (counts[one] + 1))
+        counts[one] += 1
+    for _ in range(-left):
+        one = max((one for one in range(len(counts)) if counts[one] > 1), key=lambda one: fixed_s[one] + slopes[one] * counts[one])
+        counts[one] -= 1
+    return max(one + slope * count for one, slope, count in zip(fixed_s, slopes, counts, strict=True))
 
 
 def cycle_s(counts: Sequence[int], fixed_s: Sequence[float], slopes: Sequence[float], waves: int) -> float:

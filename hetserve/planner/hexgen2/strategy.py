@@ -19,13 +19,14 @@ from math import floor, inf
 import numpy as np
 
 from hetserve.planner.hexgen2.shapes import Stages, shapes
-from hetserve.planner.hexgen2.site import MIXED, PREFILL, Demand, Ranks, Remembered, Seconds, Site, StageCosts
+from hetserve.planner.hexgen2.site import DECODE, MIXED, PREFILL, Demand, Ranks, Remembered, Seconds, Site, StageCosts
 from hetserve.solve.fill import least_sum, shortest_cycle
 
 TRIED = (1.0, 0.85, 0.7, 0.5, 0.3, 0.15)  # of the most sequences that a shape can hold: fewer leave more freedom to cut layers
 
 NEAR = 0.998  # of what no cut exceeds: good enough to look at no other number of sequences
-FAR = 0.9  # of another shape's rate: so far below it other numbers of sequences do not bring a shape
+EXACT = 1e-9  # relative: the same number
+FAR = {MIXED: 0.9, DECODE: 0.7, PREFILL: 0.0}  # of another shape's rate: so far below it other numbers of sequences do not bring a shape
 
 
 @dataclass(frozen=True)
@@ -58,6 +59,7 @@ class Strategies:
     _alike: dict[tuple[bytes, str], Strategy | None] = field(default_factory=dict)  # in numbers of places in the canonical order
     _known: dict[tuple[tuple[int, ...], str], Strategy | None] = field(default_factory=dict)
     _between: dict[tuple[tuple[int, ...], tuple[int, ...]], tuple[tuple[float, float], ...]] = field(default_factory=dict)
+    _hops: dict[tuple[tuple[int, ...], tuple[int, ...]], tuple[tuple[float, float], ...]] = field(default_factory=dict)
     _stages: dict[tuple[int, ...], Ranks] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -112,6 +114,13 @@ class Strategies:
             known = self._between[source, target] = tuple({(float(latency_s), float(speed)) for latency_s, speed in pairs})
         return known
 
+    def hop(self, source: tuple[int, ...], target: tuple[int, ...]) -> tuple[tuple[float, float], ...]:
+        """(seconds, seconds per byte) of activations from one stage to another, over each of the links between them."""
+        known = self._hops.get((source, target))
+        if known is None:
+            known = self._hops[source, target] = hop_lines(self.links(source, target), self.ranks(target))
+        return known
+
     def ranks(self, stage: tuple[int, ...]) -> Ranks:
         known = self._stages.get(stage)
         if known is None:
@@ -137,9 +146,9 @@ class _Shape:
 
     def __init__(self, owner: Strategies, stages: Stages, role: str) -> None:
         site, self.asked, self.demand = owner.site, owner.asked, owner.demand
-        self.stages, self.layers = stages, owner.costs.layers
+        self.stages, self.layers, self.far = stages, owner.costs.layers, FAR[role]
         self.ranks = [owner.ranks(stage) for stage in stages]
-        self.hops = [owner.links(source, target) for source, target in pairwise(stages)]
+        self.hops = [owner.hop(source, target) for source, target in pairwise(stages)]
         self.waves = min(len(stages), self.demand.waves)
         self.kv = [owner.costs.kv_bytes / len(stage) for stage in stages]  # of a token and layer on each rank
         self.row_bytes = owner.costs.row_bytes()
@@ -190,14 +199,17 @@ class _Shape:
         """Decode or mixed, with as many sequences as pay; fewer are not tried where that can gain nothing.
 
         Args:
-            known: rate of another shape; a mixed one far below it is not tried on.
+            known: rate of another shape; one that cannot exceed it, or is far below it, is not tried on.
         """
         best: Strategy | None = None
+        limit = NEAR * self.most_rate
         for sequences in dict.fromkeys(max(floor(part * self.most), self.waves) for part in TRIED):
             one = max(self._many(sequences), key=lambda each: each.rate, default=None)
             if one is not None and (best is None or one.rate > best.rate):
                 best = one
-            if best is not None and (best.rate >= NEAR * self.most_rate or (self.prompt_tokens and best.rate < FAR * known)):
+            if best is not None and best.rate < limit:
+                limit = min(limit, self.whole_rate)
+            if limit < known or (best is not None and (best.rate >= limit or best.rate < self.far * known)):
                 break
         return best
 
@@ -231,6 +243,12 @@ class _Shape:
         least_s = max(least_s, prompts_s / parts + prompts_s / len(self.stages) * (1 - 1 / parts))  # no stage has more of it than it works
         return most_rate(self.most / self.waves, least_s, self.demand)
 
+    @cached_property
+    def whole_rate(self) -> float:
+        """As `most_rate`, of whole layers: what the best cut would make if every stage had room for it."""
+        cut = shortest_cycle(self.layers, *self._many_times(self.most), [self.layers] * len(self.stages), self.waves)
+        return most_rate(self.most / self.waves, cut[0], self.demand) * (1 - EXACT) if cut is not None else 0.0
+
     def _many_times(self, sequences: float) -> tuple[list[float], list[float]]:
         batch = sequences / self.waves
         prompts = batch / self.demand.output_tokens  # in each step
@@ -250,8 +268,9 @@ class _Shape:
         """Of each stage: what it takes beside its layers, its hop to the next stage included, and what a layer takes."""
         fixed_s = [one.fixed_s for one in seconds]
         fixed_s[-1] += seconds[-1].head_s
-        for number, links in enumerate(self.hops):
-            fixed_s[number] += hop_s(links, self.ranks[number + 1], tokens * self.row_bytes)
+        size_bytes = tokens * self.row_bytes
+        for number, hop in enumerate(self.hops):
+            fixed_s[number] += min([at_once_s + size_bytes * byte_s for at_once_s, byte_s in hop])
         return fixed_s, [max(one.layer_s, 1e-12) for one in seconds]
 
     def _most_layers(self, tokens: float) -> list[int]:
@@ -305,10 +324,13 @@ def ranks_of(site: Site, stage: Sequence[int]) -> Ranks:
 def hop_s(links: Iterable[tuple[float, float]], ranks: Ranks, size_bytes: float) -> float:
     """Activations from stage to stage: to one rank over the fastest link, which hands them on (HexGen's code, cost_model.py: counted twice, as
     scatter and gather)."""
-    there_s = min(latency_s + size_bytes / bytes_per_s for latency_s, bytes_per_s in links)
-    if ranks.count == 1:
-        return there_s
-    return there_s + 2 * (ranks.count - 1) * (ranks.latency_s + size_bytes / (ranks.count * ranks.bytes_per_s))
+    return min(at_once_s + size_bytes * byte_s for at_once_s, byte_s in hop_lines(links, ranks))
+
+
+def hop_lines(links: Iterable[tuple[float, float]], ranks: Ranks) -> tuple[tuple[float, float], ...]:
+    """(seconds, seconds per byte) of `hop_s` over each link."""
+    more = 2 * (ranks.count - 1)
+    return tuple((latency_s + more * ranks.latency_s, 1 / speed + more / (ranks.count * ranks.bytes_per_s)) for latency_s, speed in links)
 
 
 def _positions(one: Strategy, order: Sequence[int]) -> Strategy:
