@@ -41,8 +41,9 @@ def plan_hexgen2_hetis(cluster: Cluster, model: ModelSpec, workload: Workload | 
     search = search or Search()
     case = open_case(cluster, model, workload, options)
     network = network_of(case, search)
-    enlisting = Enlisting(case, network)
-    candidates = _candidates(enlisting, search)
+    found = find(network, search)
+    enlisting = Enlisting(case, found.network if found is not None else network)
+    candidates = _candidates(enlisting, found, search)
     if not candidates:
         raise no_layout(case)
     best, came_from = max(candidates, key=lambda one: (one[0].outcome.total, -len(one[0].enlisted)))
@@ -66,10 +67,10 @@ def excluded(network: Network, delta: float) -> Devices:
     return tuple(one for one, share in zip(order, shares, strict=True) if share <= delta / (1 + delta))
 
 
-def _candidates(enlisting: Enlisting, search: Search) -> list[tuple[Helped, str]]:
+def _candidates(enlisting: Enlisting, found: Found | None, search: Search) -> list[tuple[Helped, str]]:
     """Each with where it came from."""
     network, case = enlisting.network, enlisting.case
-    bases = [("with all devices", find(network, search))]
+    bases = [("with all devices", found)]
     out = excluded(network, case.options.delta)
     if out:
         names = ", ".join(network.site.names[device] for device in sorted(out))
@@ -80,11 +81,11 @@ def _candidates(enlisting: Enlisting, search: Search) -> list[tuple[Helped, str]
             )
         )
     candidates = []
-    for what, found in bases:
-        if found is not None:
-            told = f"{found.came_from}; groups {what}"
-            helped = enlisting.dealt(found.outcome.layout)
-            candidates.append((enlisting.plain(found.outcome.layout), f"{told}, no attention workers"))
+    for what, base in bases:
+        if base is not None:
+            told = f"{base.came_from}; groups {what}"
+            helped = enlisting.dealt(base.outcome.layout)
+            candidates.append((enlisting.plain(base.outcome.layout), f"{told}, no attention workers"))
             candidates.append((helped, f"{told}, devices in no group dealt as attention workers"))
             candidates.append((enlisting.improved(helped), f"{told}, then primaries taken out and groups turned, attention workers dealt anew"))
     return candidates

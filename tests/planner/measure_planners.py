@@ -36,7 +36,7 @@ from hetserve.systems import system
 SYSTEMS = ("hexgen2", "hexgen", "helix", "hexgen2+hetis", "hetis", "distserve", "splitwise", "uniform")
 HOST = Host((0, 1), 2**33, "avx2")  # not this machine: the devices are on other nodes anyway
 ONE_CORE = os.environ | {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
-LIMIT_S = 600  # CPU seconds after which a planner is stopped
+LIMIT_S = 300  # CPU seconds after which a planner is stopped
 
 
 def cluster_named(name: str) -> Cluster:

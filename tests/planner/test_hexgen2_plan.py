@@ -8,10 +8,12 @@ from dataclasses import replace
 import pytest
 from planner_cases import GIB, cluster, model, profile
 
+from hetserve.catalog import rows
 from hetserve.control.config import config_from_plan
 from hetserve.cost.costs import Costs
 from hetserve.errors import ResourceError, UsageError
 from hetserve.planner.case import open_case
+from hetserve.planner.hexgen2 import find
 from hetserve.planner.hexgen2.from_case import costs_of, demand_of, site_of
 from hetserve.planner.hexgen2.plan import plan_hexgen2
 from hetserve.planner.hexgen2.search import Search
@@ -93,6 +95,17 @@ def test_ablations_and_the_fastest_prefill_say_so() -> None:
         check(made)
         assert f"found by {search.method} search" in made.notes[2]
         assert f"prefill strategies by {'rate' if search.fastest_prefill else 'latency'}" in made.notes[2]
+
+
+def test_prefill_strategies_by_rate_are_taken_where_they_pay(monkeypatch) -> None:
+    over, told = load_cluster("hetis-testbed", HOST), {}
+    for pays in (0.01, 1e9):
+        monkeypatch.setattr(find, "PAYS", pays)
+        made = plan_hexgen2(over, rows.model("Llama-2-70B"), Workload(1155.0, 211.0), Options(max_model_len=4096), LITTLE)
+        check(made)
+        told[pays] = sum(group.requests_per_s for group in made.groups if group.role == "decode"), "then all by rate" in made.notes[2]
+    assert told[0.01][1] and not told[1e9][1]
+    assert told[0.01][0] > 1.01 * told[1e9][0]
 
 
 def test_users_wishes_are_kept() -> None:

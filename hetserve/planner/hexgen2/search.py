@@ -82,6 +82,13 @@ def improve(network: Network, search: Search) -> tuple[Outcome | None, Progress]
     return best if best.total > 0 else None, progress
 
 
+def improve_more(network: Network, layout: Layout, search: Search, effort: int) -> tuple[Outcome, int]:
+    """The same changes from a layout on, with so much effort at most; and how many layouts were looked at."""
+    progress = Progress(effort)
+    outcome = _descend(network, network.solve(layout), search, np.random.default_rng(search.seed), progress, effort)
+    return outcome, progress.tried
+
+
 def effort_of(search: Search, devices: int) -> int:
     """What was asked for, or the default."""
     return search.effort or bound(devices)

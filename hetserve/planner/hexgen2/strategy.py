@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import pairwise
 from math import floor, inf
@@ -64,6 +64,12 @@ class Strategies:
 
     def __post_init__(self) -> None:
         self.asked = Remembered(self.costs, self.demand)
+
+    def by_rate(self) -> Strategies:
+        """The same with prefill groups, too, by rate; what is known of other groups is known there."""
+        alike = {key: found for key, found in self._alike.items() if key[1] != PREFILL}
+        known = {key: found for key, found in self._known.items() if key[1] != PREFILL}
+        return replace(self, fastest_prefill=True, searched=0, _alike=alike, _known=known)
 
     def best(self, devices: tuple[int, ...], role: str) -> Strategy | None:
         """None: they do not hold the model and a sequence."""
