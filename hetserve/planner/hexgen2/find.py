@@ -43,8 +43,8 @@ def find(network: Network, search: Search) -> Found | None:
         return None
     if search.method == "guided" and not search.fastest_prefill and network.roles == ROLES:
         by_rate = Network(network.site, network.strategies.by_rate())
-        more, tried = improve_more(by_rate, outcome.layout, search, effort_of(search, len(network.site)) // MORE)
-        more, told = _or_another(by_rate, more, f"{came_from}; then all by rate, {tried} more layouts, better than {outcome.total:.4g} requests/s")
+        found, tried = improve_more(by_rate, outcome.layout, search, effort_of(search, len(network.site)) // MORE)
+        more, told = _or_another(by_rate, found, f"{came_from}; then all by rate, {tried} more layouts, better than {outcome.total:.4g} requests/s")
         if more is not None and more.total > outcome.total * (1 + PAYS):
             return found_of(by_rate, more, progress, told)
     return found_of(network, outcome, progress, came_from)
