@@ -12,7 +12,7 @@ from hetserve.catalog.drawn import NETWORK, Machine, cluster_toml
 from hetserve.planner.case import open_case
 from hetserve.planner.hetis import exclude, plan_hetis
 from hetserve.planner.kinds import named
-from hetserve.reproduce.hetis_case import DATASETS, LLAMA_70B, OPTIONS, mean_load, requests
+from hetserve.reproduce.hetis_case import DATASETS, LLAMA_70B, TESTBED, mean_load, options_for, requests
 from hetserve.reproduce.report import Cell, Found, Report, Table
 from hetserve.reproduce.setup import Setup
 from hetserve.spec.cluster import Cluster, parse_cluster
@@ -67,13 +67,13 @@ def large() -> Cluster:
 
 
 def _search(cell: Case) -> Answer:
-    cluster = load_cluster("hetis-testbed") if cell.cluster == "testbed" else large()
-    model, load = rows.model(LLAMA_70B), mean_load(requests(cell.dataset, LLAMA_70B, cell.data).drawn())
+    cluster = load_cluster(TESTBED) if cell.cluster == "testbed" else large()
+    model, load, options = rows.model(LLAMA_70B), mean_load(requests(cell.dataset, LLAMA_70B, cell.data).drawn()), options_for(LLAMA_70B)
     began_s = time.process_time()
-    plan = plan_hetis(cluster, model, load, OPTIONS)
+    plan = plan_hetis(cluster, model, load, options)
     seconds = time.process_time() - began_s
-    case = open_case(cluster, model, load, OPTIONS)
-    out = {one.device for one in exclude(case, case.names, OPTIONS.delta)}
+    case = open_case(cluster, model, load, options)
+    out = {one.device for one in exclude(case, case.names, options.delta)}
     by_rule = {name: "attention worker" if name in out else "primary" for name in case.names}
     return Answer(_roles(plan), by_rule, seconds)
 

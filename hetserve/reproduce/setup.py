@@ -58,7 +58,8 @@ class Requests:
 
     Attributes:
         most_tokens: requests longer than that, prompt and answer together, are left out before any is drawn.
-        only: a class of them, as HPHD; empty: all.
+        only: a class of them, as HPHD, or several with commas; empty: all.
+        most_input: longer prompts are cut to so many tokens; 0: none is.
     """
 
     dataset: str
@@ -66,12 +67,19 @@ class Requests:
     most_tokens: int
     data: Path | None = None
     only: str = ""
+    most_input: int = 0
     seed: int = 0
 
     def drawn(self) -> datasets.Workload:
         tables = Path(str(resources.files("hetserve.workloads") / "lengths"))
+        most = 0 if self.most_input else self.most_tokens  # what is cut fits
         spec = datasets.DatasetSpec(
-            self.dataset, self.count, self.seed, data_dir=self.data, tables_dir=tables, only=self.only, most_tokens=self.most_tokens
+            *(self.dataset, self.count, self.seed),
+            data_dir=self.data,
+            tables_dir=tables,
+            only=self.only,
+            most_tokens=most,
+            most_input=self.most_input,
         )
         return datasets.build(spec, Arrivals(), Vocabulary(np.arange(1, dtype=np.int64), Path(".")), self.most_tokens)
 
@@ -86,4 +94,5 @@ def at_hand(about: About, data: Path | None) -> Path | None:
 
 
 def missing(names: Sequence[str], data: Path) -> list[str]:
-    return [name for name in names if files.find(data, name) is None]
+    """Those whose file is not there; of some there is none anywhere, only a committed table of what was published."""
+    return [name for name in names if files.FILES[name] and files.find(data, name) is None]

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from hetserve.reproduce import (
     fidelity,
+    hetis_latency,
     hetis_measured,
     hetis_pages,
     hetis_search,
+    hetis_split,
+    hetis_throughput,
     hexgen2_latency,
     hexgen2_search,
     hexgen2_throughput,
@@ -16,6 +19,9 @@ from hetserve.reproduce.runner import Experiment
 
 EXPERIMENTS: dict[str, Experiment] = {
     "hetis-search": hetis_search.run,
+    "hetis-throughput": hetis_throughput.run,
+    "hetis-latency": hetis_latency.run,
+    "hetis-split": hetis_split.run,
     "hexgen2-throughput": hexgen2_throughput.llama,
     "hexgen2-throughput-opt": hexgen2_throughput.opt,
     "hexgen2-latency": hexgen2_latency.run,

@@ -41,10 +41,10 @@ def test_every_experiment_has_a_function_and_claims_and_known_datasets() -> None
 
 
 def test_what_counts_as_reproduced_is_the_same_rule_for_every_gain() -> None:
-    """A gain is reproduced from 0.8 to 1.25 times the paper's number: nobody's band is made to fit."""
+    """A gain is reproduced from 0.8 (1.05 at least) to 1.25 times the paper's number: nobody's band is made to fit."""
     for claim in everything()[1]:
         if claim.unit == "times":
-            assert claim.reproduced == pytest.approx((0.8 * claim.value, 1.25 * claim.value), rel=0.01), claim.name
+            assert claim.reproduced == pytest.approx((max(1.05, 0.8 * claim.value), 1.25 * claim.value), rel=0.01), claim.name
             assert claim.partly == (1.05, float("inf")), claim.name
 
 
