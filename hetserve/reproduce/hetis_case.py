@@ -30,7 +30,8 @@ DATASETS = {"sharegpt": "SG", "humaneval": "HE", "longbench": "LB"}  # by the na
 SUMMARIES = "gov_report,qmsum,multi_news"  # LongBench's English summaries
 ANSWER = 512  # tokens of each
 LONGEST = 4096  # tokens of a request, or what the model takes
-SLOTS = (256, 1024)  # sequences of a group at once: each system has whichever serves more
+SLOTS = 256  # sequences at once for each stage of a pipeline
+MOST_STAGES = 4  # that slots are counted for
 STEP_TOKENS = 2048
 
 A100, RTX_A, RTX_B = tuple(f"a100-{n}" for n in range(4)), ("3090-a-0", "3090-a-1"), ("3090-b-0", "3090-b-1")
@@ -56,19 +57,23 @@ def mean_load(drawn: datasets.Workload) -> Workload:
     return Workload(sum(lengths.input_tokens) / count, sum(lengths.output_tokens) / count)
 
 
-def options_for(model: str, slots: int = SLOTS[0]) -> Options:
+def options_for(model: str, slots: int = SLOTS) -> Options:
     return Options(max_model_len=longest_of(model), max_seqs=slots, max_step_tokens=STEP_TOKENS, max_waiting=100_000)
 
 
-def plan_for(name: str, model: str, load: Workload, slots: int = SLOTS[0]) -> Plan:
-    """The plan of a system, or, of "NAME as in the paper", of the layout that the paper gives it.
+def plan_for(name: str, model: str, load: Workload) -> Plan:
+    """The plan of a system, or, of "NAME as in the paper", of the layout that the paper gives it; a group has SLOTS for each stage of the longest.
 
     Raises:
         ResourceError: the model does not fit like this.
     """
-    cluster, shape = load_cluster(TESTBED), rows.model(model)
+    stages = max(len(group.stages) for group in _plan(name, model, load, SLOTS).groups)
+    return _plan(name, model, load, SLOTS * min(stages, MOST_STAGES))
+
+
+def _plan(name: str, model: str, load: Workload, slots: int) -> Plan:
+    cluster, shape, options = load_cluster(TESTBED), rows.model(model), options_for(model, slots)
     base, _, paper = name.partition(" ")
-    options = options_for(model, slots)
     if paper:
         return PAPER[base](open_case(cluster, shape, load, options))
     return system(base).planner(cluster, shape, load, options)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from hetserve.catalog import rows
 from hetserve.cost.costs import Costs
 from hetserve.cost.volume import heads_bytes, sequence_bytes
 from hetserve.reproduce.hetis_case import LLAMA_70B, TESTBED
-from hetserve.reproduce.report import Found, Report, Table
+from hetserve.reproduce.report import Cell, Found, Report, Table
 from hetserve.reproduce.setup import Setup
 from hetserve.spec.load import load_cluster
 
@@ -18,7 +20,8 @@ def run(setup: Setup) -> Report:
     """A token and layer of Llama-70B, from an A100 to P100s over the testbed's network."""
     model, cluster = rows.model(LLAMA_70B), load_cluster(TESTBED)
     wire = Costs(model, "float16", cluster, None).link_cost("a100-0", "p100-0")
-    told, found = [], {}
+    told: list[Mapping[str, Cell]] = []
+    found: dict[str, Found] = {}
     for name, (share, devices) in CASES.items():
         by_heads, along = heads_bytes(model, share, "float16"), sequence_bytes(model, devices, "float16")
         # both ways over one wire, messages to several devices one after the other, each with its fixed cost

@@ -7,14 +7,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from hetserve.errors import ResourceError
-from hetserve.reproduce.hetis_case import DATASETS, MODELS, SLOTS, mean_load, plan_for, requests
+from hetserve.reproduce.hetis_case import DATASETS, MODELS, mean_load, plan_for, requests
 from hetserve.reproduce.report import Bars, Cell, Found, Report, Table
 from hetserve.reproduce.setup import Setup
 from hetserve.reproduce.steady import Steady, steady
 
 OURS = "hetis"
 SYSTEMS = (OURS, "splitwise as in the paper", "hexgen as in the paper", "splitwise", "hexgen")
-COUNTS = {"sharegpt": 1500, "humaneval": 2500, "longbench": 300}  # at most: longer ones in smaller numbers
+MOST = 5000  # requests
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,6 @@ class Place:
     model: str
     dataset: str
     data: Path | None = None
-    slots: int = 0  # 0: whichever of SLOTS serves more
 
 
 Answers = Mapping[Place, Steady | None]
@@ -34,9 +33,7 @@ Answers = Mapping[Place, Steady | None]
 def run(setup: Setup) -> Report:
     """Throughput and KV of every system, and the largest ratio to each."""
     places = [Place(name, model, dataset, setup.data) for model in MODELS for dataset in DATASETS for name in SYSTEMS]
-    tried = [replace(place, slots=slots) for place in places for slots in SLOTS]
-    served = dict(zip(tried, setup.each(_served, tried), strict=True))
-    answers: Answers = {place: _better([served[replace(place, slots=slots)] for slots in SLOTS]) for place in places}
+    answers: Answers = dict(zip(places, setup.each(_served, places), strict=True))
     speed = {place: one.requests_per_s for place, one in answers.items() if one is not None}
     room = {place: float(one.tokens_held) for place, one in answers.items() if one is not None}
     found = {
@@ -59,17 +56,13 @@ def run(setup: Setup) -> Report:
 
 def _served(place: Place) -> Steady | None:
     """None where the model does not fit as the paper lays the system out."""
-    asked = requests(place.dataset, place.model, place.data, COUNTS[place.dataset])
-    load = mean_load(asked.drawn())
+    asked = requests(place.dataset, place.model, place.data, MOST)
+    load = mean_load(replace(asked, count=1000).drawn())
     try:
-        plan = plan_for(place.system, place.model, load, place.slots)
+        plan = plan_for(place.system, place.model, load)
     except ResourceError:
         return None
     return steady(plan, asked, load)
-
-
-def _better(found: list[Steady | None]) -> Steady | None:
-    return max((one for one in found if one is not None), key=lambda one: one.requests_per_s, default=None)
 
 
 def _most(numbers: Mapping[Place, float], other: str) -> Found:

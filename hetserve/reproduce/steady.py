@@ -13,7 +13,8 @@ from hetserve.reproduce.setup import Requests
 from hetserve.spec.plan import Group, Plan
 from hetserve.spec.workload import Workload
 
-FROM, TO = 0.25, 0.75  # shares of requests that are over: between them a plan is full
+FROM, TO = 0.25, 0.6  # shares of requests that are over: between them a plan is full
+LEAST = 150  # requests
 FILLED = 3.0  # times that requests fill the plan, all of them together
 
 
@@ -52,7 +53,7 @@ def steady(plan: Plan, asked: Requests, load: Workload) -> Steady:
         BenchError: some requests were not served.
     """
     filling = FILLED * sum(at_once(plan, group, load) for group in serving(plan))
-    drawn = replace(asked, count=min(asked.count, max(asked.count // 8, round(filling)))).drawn()
+    drawn = replace(asked, count=min(asked.count, max(LEAST, round(filling)))).drawn()
     answers = drawn.lengths.output_tokens
     done = assemble(plan, arrivals_of(drawn))
     watch = Full()
