@@ -14,7 +14,7 @@ from hetserve.reproduce.steady import Steady, steady
 
 OURS = "hetis"
 SYSTEMS = (OURS, "splitwise as in the paper", "hexgen as in the paper", "splitwise", "hexgen")
-MOST = 5000  # requests
+MOST = 3000  # requests
 
 
 @dataclass(frozen=True)

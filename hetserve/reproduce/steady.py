@@ -43,7 +43,9 @@ class Steady:
 
 
 def steady(plan: Plan, asked: Requests, load: Workload) -> Steady:
-    """Simulates requests that are all there at once.
+    """Simulates requests of which the first, as many as fill it, come at the rate that its planner expects, and the others right behind them.
+
+    All at once, they would be computed in step: of answers that are equally long, only decoding, or only prompts, would be seen.
 
     Args:
         asked: of which workload; `count` is the most there are, fewer where a plan is full with fewer.
@@ -55,7 +57,9 @@ def steady(plan: Plan, asked: Requests, load: Workload) -> Steady:
     filling = FILLED * sum(at_once(plan, group, load) for group in serving(plan))
     drawn = replace(asked, count=min(asked.count, max(LEAST, round(filling)))).drawn()
     answers = drawn.lengths.output_tokens
-    done = assemble(plan, arrivals_of(drawn))
+    filled_s = filling / FILLED / expected(plan)
+    times_s = tuple(min(number / expected(plan), filled_s) for number in range(len(answers)))
+    done = assemble(plan, arrivals_of(replace(drawn, arrivals_s=times_s)))
     watch = Full()
     done.run(watch)
     result = summary(done)
