@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from hetserve.reproduce import (
     fidelity,
+    hetis_dispatch,
     hetis_latency,
     hetis_measured,
     hetis_pages,
@@ -22,6 +23,8 @@ EXPERIMENTS: dict[str, Experiment] = {
     "hetis-throughput": hetis_throughput.run,
     "hetis-latency": hetis_latency.run,
     "hetis-split": hetis_split.run,
+    "hetis-error": hetis_dispatch.error,
+    "hetis-theta": hetis_dispatch.theta,
     "hexgen2-throughput": hexgen2_throughput.llama,
     "hexgen2-throughput-opt": hexgen2_throughput.opt,
     "hexgen2-latency": hexgen2_latency.run,

@@ -31,7 +31,7 @@ def test_only_the_time_while_a_group_is_full_counts() -> None:
 
 
 def test_a_full_plan_serves_about_what_its_planner_expects() -> None:
-    """The paper's HexGen and long prompts, few requests: the estimate is low for deep pipelines, but no other order of size; and it says what it is."""
+    """The paper's HexGen and long prompts, few requests: estimates of deep pipelines are low, but of the same order; and it says what it is."""
     asked = requests("longbench", LLAMA_70B, None, 300)
     load = mean_load(asked.drawn())
     plan = plan_for("hexgen as in the paper", LLAMA_70B, load)
