@@ -2,7 +2,8 @@
 FILE]`.
 
 quality: random clusters of up to six devices against every layout there is (all partitions of all subsets, roles, ranks, orders and cuts of layers),
-with the same costs; without any baseline's plan among the candidates, and with those of all. ablations: the three searches with equally many layouts.
+with the same costs; without any baseline's plan among the candidates, and with those of all. ablations: the three searches with equal effort, on the
+catalog's costs.
 speed: one core, wall clock.
 """
 
@@ -12,23 +13,32 @@ import argparse
 import json
 import time
 from collections import Counter
-from itertools import count
+from datetime import date
+from itertools import count, product
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from hexgen2_cases import DEMAND, Sheets, best_of_all, het1, large_site, random_case, random_site
 
+from hetserve.catalog import rows
 from hetserve.machine import describe
+from hetserve.planner.case import open_case
 from hetserve.planner.helix import Placement
+from hetserve.planner.hexgen2.from_case import costs_of, demand_of, site_of
 from hetserve.planner.hexgen2.genetic import evolve
 from hetserve.planner.hexgen2.limit import upper_bound
 from hetserve.planner.hexgen2.network import Mixed, Network
 from hetserve.planner.hexgen2.others import others
 from hetserve.planner.hexgen2.search import METHODS, Search, improve
-from hetserve.planner.hexgen2.site import MIXED, Demand, Site
+from hetserve.planner.hexgen2.site import MIXED, Demand, Site, StageCosts
 from hetserve.planner.hexgen2.strategy import Strategies
+from hetserve.planner.options import Options
+from hetserve.spec.cluster import Host
+from hetserve.spec.load import load_cluster
+from hetserve.spec.workload import Workload
 
+EFFORTS = (300, 1500, 15_000)  # the last is the default of 20 devices
 SIZES = {
     "20": het1,
     "64": lambda: large_site(64),
@@ -40,7 +50,7 @@ SIZES = {
 }
 
 
-def run(over: Site, costs: Sheets, demand: Demand, search: Search) -> dict[str, Any]:
+def run(over: Site, costs: StageCosts, demand: Demand, search: Search) -> dict[str, Any]:
     """One search, from nothing."""
     began_s, cpu_s = time.perf_counter(), time.process_time()
     network = Network(over, Strategies(over, costs, demand, search.fastest_prefill))
@@ -126,12 +136,17 @@ def spread(values: list[float]) -> dict[str, float]:
 
 
 def ablations(seeds: int) -> dict[str, Any]:
-    """On the paper's setting 1, each search as many times as the paper ran it, with as many layouts."""
-    found = {}
-    for method in METHODS:
-        runs = [run(het1(), Sheets(), DEMAND, Search(method, seed=seed)) for seed in range(seeds)]
-        found[method] = {"requests_per_s": spread([one["requests_per_s"] for one in runs]), "taken_s": spread([one["taken_s"] for one in runs])}
-    return {"cluster": "2 H100, 6 A100, 4 L40, 8 A6000", "bound": upper_bound(het1(), Sheets(), DEMAND), **found}
+    """On the paper's setting 1 with the catalog's costs, each search several times, with as much effort as the others."""
+    load = Workload(1155.0, 211.0)  # azure-conv's means
+    case = open_case(load_cluster("hexgen2-het1", Host((0, 1), 2**33, "avx2")), rows.model("Llama-2-70B"), load, Options())
+    over, costs, demand = site_of(case), costs_of(case), demand_of(case)
+    found: dict[str, Any] = {}
+    for effort, method in product(EFFORTS, METHODS):
+        runs = [run(over, costs, demand, Search(method, seed=seed, effort=effort)) for seed in range(seeds)]
+        told = {what: spread([one[what] for one in runs]) for what in ("requests_per_s", "first", "tried", "strategies", "cpu_s")}
+        found.setdefault(str(effort), {})[method] = told
+        print(effort, method, {what: round(each["median"], 3) for what, each in told.items()}, flush=True)
+    return {"cluster": "hexgen2-het1", "costs": "catalog", "seeds": seeds, "bound": upper_bound(over, costs, demand), "by_effort": found}
 
 
 def speed(sizes: list[str]) -> dict[str, Any]:
@@ -162,6 +177,7 @@ def main() -> None:
         "label": "computed",
         "what": given.what,
         "costs": "made up: tests/planner/hexgen2_cases.py",
+        "date": date.today().isoformat(),
         **made[given.what](),
         "machine": describe(),
     }
