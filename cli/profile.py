@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from hetserve.errors import ModelError, SpecError
+from hetserve.errors import ModelError, SpecError, UsageError
 
 from .console import Screen
 
@@ -44,6 +44,8 @@ def profile(model: str, cluster: str, dtype: str, output: Path | None, check: Pa
     shape, devices = _shape(model), load_cluster(cluster)
     dtype = dtype if dtype != "auto" else "float32" if shape.dtype == "float32" else "bfloat16"
     require_cores(devices, this_host())
+    if output is not None and not output.absolute().parent.is_dir():
+        raise UsageError(f"the profile cannot be written to {str(output)!r}: there is no such folder", "nothing was measured; mkdir -p makes folders")
     before = load_profile(check) if check else None
     if before is not None:
         require(before, devices, shape, dtype)

@@ -116,17 +116,23 @@ def rate(case: Case, group: Group, share: float = 1.0, beside: Sequence[Busy] = 
         times = [slowed(case, stage.primary[0], one, busy) for stage, one, busy in zip(group.stages, times, others, strict=True)]
     sends = [_send_s(case, group, number, work) for number in range(len(times))]
     mean_s = [time.whole_s + send_s for time, send_s in zip(times, sends, strict=True)]
-    more = _more_often(case, work, waves) - 1
+    chunks = max(1.0, case.workload.input_tokens / work.chunk) if work.chunk else 1.0  # that follow each other
+    more = more_often(work.often, chunks, waves) - 1
     step_s = max(max(mean + more * time.prompt_s for mean, time in zip(mean_s, times, strict=True)), sum(mean_s) / waves)
     return work.running / case.workload.output_tokens / step_s
 
 
-def _more_often(case: Case, work: Load, waves: int) -> float:
-    """How much more often a step takes as long as one with prompts than it has any: a pipeline's other steps queue up behind one that has."""
-    if waves == 1 or not work.often:
+def more_often(often: float, chunks: float, waves: int) -> float:
+    """How much more often a step takes as long as one with prompts than it has any: a pipeline's other steps queue up behind one that has.
+
+    Args:
+        often: the share of steps that have any.
+        chunks: of one prompt, in steps that follow each other.
+        waves: steps under way.
+    """
+    if waves == 1 or not often:
         return 1.0
-    chunks = max(1.0, case.workload.input_tokens / work.chunk)  # that follow each other
-    return (1 - (1 - min(1.0, work.often / chunks)) ** (waves + chunks - 1)) / work.often
+    return (1 - (1 - min(1.0, often / chunks)) ** (waves + chunks - 1)) / often
 
 
 def rated(case: Case, group: Group) -> Group:

@@ -17,6 +17,7 @@ from hetserve.planner.estimate import Load, at_once, dense_s, load, together
 from hetserve.planner.kinds import DEGREES, by_kind, degrees, named, rank_sets
 from hetserve.planner.options import Options
 from hetserve.planner.pipeline import pipeline
+from hetserve.planner.told import gap
 from hetserve.planner.why import expected, left_out, told, unmeasured
 from hetserve.solve.partition import shared_s
 from hetserve.spec.cluster import Cluster
@@ -68,7 +69,8 @@ def plan_hetis(cluster: Cluster, model: ModelSpec, workload: Workload | None, op
     if best is None:
         raise no_layout(case)
     rate = f"an estimated {best.rate:.3g} requests/s when full"
-    notes = [*_notes(case, best, tried, removals), rate, *told(case, best.groups), *unmeasured(case)]
+    bound = gap(case, best.rate, mixed=True, elsewhere=True)
+    notes = [*_notes(case, best, tried, removals), rate, *bound, *told(case, best.groups), *unmeasured(case)]
     return finish(case, "hetis", best.groups, notes, Online(options.heads or "exact", options.theta))
 
 

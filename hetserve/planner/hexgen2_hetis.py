@@ -53,7 +53,7 @@ def plan_hexgen2_hetis(cluster: Cluster, model: ModelSpec, workload: Workload | 
     groups = [enlisting.group(*one) for one in each]
     flow = flow_of(outcome)
     used = {number: passed / could for number, (passed, could) in enumerate(zip(outcome.flows, outcome.rates, strict=True))}
-    said = summary(groups, outcome.total, outcome.cut, bound_of(case, mixed=False), came_from)
+    said = summary(groups, outcome.total, outcome.cut, bound_of(case, mixed=False, elsewhere=True), came_from, elsewhere=True)
     said += [*each_group(groups, flow, used), *_roles_told(enlisting, best), *calm(case), *unmeasured(case)]
     return finish(case, "hexgen2+hetis", groups, said, Online(options.heads or "exact", options.theta), flow)
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from hetserve.planner.case import Case
 from hetserve.planner.estimate import stage_seconds, together
 from hetserve.planner.kinds import named
+from hetserve.planner.told import gap
 from hetserve.planner.why import devices, told
 from hetserve.spec.plan import Flow, Group, Stage
 
@@ -81,7 +82,8 @@ def notes(case: Case, phases: Phases) -> list[str]:
     """What is expected of both phases together, of each group, and what is left out."""
     left = [name for name in case.names if name not in devices(phases.groups)]
     idle = [f"left out: {named(left)}; no layout with them was expected to serve more"] if left else []
-    return [f"an estimated {phases.rate:.3g} requests/s; the bottleneck is {phases.limit}", *told(case, phases.groups), *idle]
+    said = f"an estimated {phases.rate:.3g} requests/s; the bottleneck is {phases.limit}"
+    return [said, *gap(case, phases.rate, mixed=False), *told(case, phases.groups), *idle]
 
 
 def _enough(groups: Sequence[Group], rate: float) -> list[Group]:

@@ -6,8 +6,9 @@ from hetserve.planner.case import open_case
 from hetserve.planner.draft import finish, no_layout
 from hetserve.planner.estimate import together
 from hetserve.planner.options import Options
+from hetserve.planner.told import gap
 from hetserve.planner.whole import whole_group
-from hetserve.planner.why import alone, devices, unmeasured
+from hetserve.planner.why import alone, devices, expected, unmeasured
 from hetserve.spec.cluster import Cluster
 from hetserve.spec.model import ModelSpec
 from hetserve.spec.plan import Plan
@@ -30,4 +31,4 @@ def plan_replicas(cluster: Cluster, model: ModelSpec, workload: Workload | None,
         (stage,) = group.stages
         rate = f"an estimated {group.requests_per_s:.3g} requests/s when full{alone(case, group)}"
         notes.append(f"{stage.primary[0]}: a replica with {stage.weights} weights, {rate}")
-    return finish(case, "replicas", groups, notes + unmeasured(case))
+    return finish(case, "replicas", groups, [*notes, *gap(case, expected(groups), mixed=True), *unmeasured(case)])

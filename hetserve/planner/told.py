@@ -6,22 +6,30 @@ from collections.abc import Mapping, Sequence
 
 from hetserve.planner.case import Case
 from hetserve.planner.hexgen2.from_case import costs_of, demand_of, site_of
-from hetserve.planner.hexgen2.limit import RELAXED, upper_bound
+from hetserve.planner.hexgen2.limit import ATTENDED, RELAXED, upper_bound
 from hetserve.spec.plan import Flow, Group
 
 MOST = 8  # of what limits a plan, so many are named
 
 
-def bound_of(case: Case, mixed: bool) -> float:
+def bound_of(case: Case, mixed: bool, elsewhere: bool = False) -> float:
     """Requests per second that no plan exceeds.
 
     Args:
         mixed: groups compute prompts in steps that read the weights anyway.
+        elsewhere: decode attention may lie on devices that do nothing else.
     """
-    return upper_bound(site_of(case), costs_of(case), demand_of(case), mixed)
+    return upper_bound(site_of(case), costs_of(case), demand_of(case), mixed, not elsewhere)
 
 
-def summary(groups: Sequence[Group], total: float, cut: Sequence[str], bound: float, came_from: str) -> list[str]:
+def gap(case: Case, total: float, mixed: bool, elsewhere: bool = False) -> list[str]:
+    """The sentence about the bound; none where weights may be stored in several ways (on CPUs), of which the bound knows one."""
+    if any(len(case.weights(name)) > 1 for name in case.names):
+        return []
+    return [_bounded(total, bound_of(case, mixed, elsewhere), elsewhere)]
+
+
+def summary(groups: Sequence[Group], total: float, cut: Sequence[str], bound: float, came_from: str, elsewhere: bool = False) -> list[str]:
     """The whole plan in three sentences.
 
     Args:
@@ -29,12 +37,13 @@ def summary(groups: Sequence[Group], total: float, cut: Sequence[str], bound: fl
         cut: what limits it, as in `hexgen2.network.Outcome`.
         bound: requests per second that no plan exceeds.
         came_from: which of the candidates the plan was.
+        elsewhere: as in `bound_of`.
     """
     named = [_named(groups, one) for one in cut[:MOST]]
     more = f" and {len(cut) - MOST} more" if len(cut) > MOST else ""
     return [
         f"predicted: {total:.4g} requests/s at the mean lengths; the bottleneck is {', '.join(named)}{more}",
-        f"upper bound: {bound:.4g} requests/s, a gap of {1 - total / bound:.1%}; there {RELAXED}",
+        _bounded(total, bound, elsewhere),
         f"chosen: {came_from}",
     ]
 
@@ -58,6 +67,11 @@ def each_group(groups: Sequence[Group], flow: Sequence[Flow] = (), used: Mapping
         to = [f"{one.share:.0%} of its requests to group {one.target}" for one in flow if one.source == number]
         said.append(f"group {number}, {group.role}: {'; '.join([*parts, full, *how[number : number + 1], *([', '.join(to)] if to else [])])}")
     return said
+
+
+def _bounded(total: float, bound: float, elsewhere: bool) -> str:
+    more = f"; {ATTENDED}" if elsewhere else ""
+    return f"upper bound: {bound:.4g} requests/s, a gap of {1 - total / bound:.1%}; there {RELAXED}{more}"
 
 
 def _stage(layers: tuple[int, int], primary: Sequence[str]) -> str:

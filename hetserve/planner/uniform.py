@@ -8,8 +8,9 @@ from hetserve.planner.draft import Part, finish, no_layout, no_room
 from hetserve.planner.estimate import together
 from hetserve.planner.kinds import by_kind, named
 from hetserve.planner.options import Options
+from hetserve.planner.told import gap
 from hetserve.planner.whole import fastest_device, whole_group
-from hetserve.planner.why import devices, told
+from hetserve.planner.why import devices, expected, told
 from hetserve.spec.cluster import Cluster
 from hetserve.spec.model import ModelSpec
 from hetserve.spec.plan import Plan
@@ -40,7 +41,8 @@ def _one_kind(case: Case, gpus: list[str]) -> Plan:
     groups = together(case, chosen)
     left = [name for name in case.names if name not in devices(groups)]
     notes = [f"{names}: {rate}" for names, rate in rates.items()] if len(rates) > 1 else []
-    return finish(case, "uniform", groups, [*told(case, groups), *notes, *([f"left out: {named(left)}"] if left else [])])
+    bound = gap(case, expected(groups), mixed=True)
+    return finish(case, "uniform", groups, [*bound, *told(case, groups), *notes, *([f"left out: {named(left)}"] if left else [])])
 
 
 def _one_device(case: Case) -> Plan:

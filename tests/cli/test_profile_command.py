@@ -56,6 +56,11 @@ def test_what_it_does_not_measure(run, one) -> None:
     assert absent.returncode == 5 and "[4097]" in absent.stderr
 
 
+def test_a_folder_that_is_not_there_is_said_before_anything_is_measured(run, one, tmp_path) -> None:
+    lost = run("profile", "tiny", "--cluster", str(one), "-o", str(tmp_path / "nowhere" / "p.toml"))
+    assert lost.returncode == 2 and "no such folder" in lost.stderr and "measuring" not in lost.stderr
+
+
 def test_a_stretched_device_is_labelled(run, one) -> None:
     one.write_text(ONE + "stretch = {dense = 3}\n")
     done = run("profile", "tiny", "--cluster", str(one), "--quick")

@@ -11,6 +11,7 @@ from math import floor
 
 import numpy as np
 
+from hetserve.planner.estimate import more_often
 from hetserve.planner.hexgen2.network import Layout, Network
 from hetserve.planner.hexgen2.site import DECODE, MIXED, PREFILL, Bytes, Demand, Ranks, Seconds, Site
 from hetserve.planner.hexgen2.strategy import Strategies, Strategy, hop_s, most_rate, ranks_of
@@ -197,8 +198,10 @@ class Brute(Strategies):
             (whole_s,) = self._whole_s(stages, ranks, cut[None], [self.asked.decode(one, batch) for one in ranks], rows)
             prompt_s = prompts * cut * np.array([self.costs.added_s(one, demand.input_tokens) for one in ranks])
             whole_s = whole_s + prompt_s
-            idle_s = (prompt_s.sum() - prompt_s.max()) / (1 + demand.input_tokens / demand.step_tokens)
-            cycle_s = max(whole_s.max() + idle_s, whole_s.sum() / waves)
+            chunk = max(1.0, min(demand.step_tokens - batch, max(1.0, prompts) * demand.input_tokens))
+            often = prompts * demand.input_tokens / chunk
+            queued_s = (more_often(often, max(1.0, demand.input_tokens / chunk), waves) - 1) * prompt_s
+            cycle_s = max((whole_s + queued_s).max(), whole_s.sum() / waves)
             yield Strategy(stages, tuple(cut.tolist()), batch * waves, cycle_s * waves, most_rate(batch, cycle_s, demand))
 
     def _whole_s(self, stages, ranks, cuts, seconds, tokens: float) -> np.ndarray:

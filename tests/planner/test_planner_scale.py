@@ -3,6 +3,7 @@ simulator."""
 
 from __future__ import annotations
 
+import re
 import time
 from collections import defaultdict
 from dataclasses import replace
@@ -75,6 +76,8 @@ def test_ranks_are_alike_budgets_are_kept_and_every_device_is_accounted_for(name
     assert all(size <= made.cluster.device(device).memory_bytes for device, size in used.items())
     said = " ".join(made.notes)
     assert all(device.name.rpartition("-")[0] in said for device in made.cluster.devices) and "bottleneck" in said
+    (gap,) = re.findall(r"upper bound: .* requests/s, a gap of (-?[0-9.]+)%", said)
+    assert 0 <= float(gap) < 95
 
 
 def test_what_ranks_a_model_and_a_node_allow() -> None:

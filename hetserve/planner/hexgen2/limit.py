@@ -14,17 +14,23 @@ RELAXED = (
 )
 
 
-def upper_bound(site: Site, costs: StageCosts, demand: Demand, mixed: bool = False) -> float:
+ATTENDED = "decode attention, which any device may do, takes no time"
+
+
+def upper_bound(site: Site, costs: StageCosts, demand: Demand, mixed: bool = False, attended: bool = True) -> float:
     """Requests per second of the relaxation above.
 
     Args:
         mixed: groups do both kinds of work, so that prompts are computed in steps that read the weights anyway.
+        attended: primaries do their own decode attention; otherwise it is left out (ATTENDED).
     """
-    first, second = rates_apart(site, costs, demand, range(len(site)), mixed)
+    first, second = rates_apart(site, costs, demand, range(len(site)), mixed, attended)
     return shared_rate(first, second)[0]
 
 
-def rates_apart(site: Site, costs: StageCosts, demand: Demand, devices: Sequence[int], mixed: bool = False) -> tuple[list[float], list[float]]:
+def rates_apart(
+    site: Site, costs: StageCosts, demand: Demand, devices: Sequence[int], mixed: bool = False, attended: bool = True
+) -> tuple[list[float], list[float]]:
     """What each device adds at most to prefill alone and to decode alone, requests per second."""
     total, kv = float(site.memory_bytes.sum()), costs.kv_bytes * costs.layers
     known: dict[int, tuple[float, float]] = {}
@@ -34,7 +40,7 @@ def rates_apart(site: Site, costs: StageCosts, demand: Demand, devices: Sequence
         sequences = max(1e-9, min(demand.most_sequences, (total - weights) / (demand.held * kv)))
         layer_s = costs.added_s(one, demand.input_tokens) if mixed else costs.prefill(one, demand.input_tokens).layer_s
         prompt_s = max(layer_s * costs.layers, 1e-12)
-        step_s = max(costs.decode(one, sequences, sequences * demand.context).layer_s * costs.layers, 1e-12)
+        step_s = max(costs.decode(one, sequences, sequences * demand.context * attended).layer_s * costs.layers, 1e-12)
         known[kind] = (1 / prompt_s, most_rate(sequences, step_s, demand))
     found = [known[int(site.kinds[device])] for device in devices]
     return [one for one, _ in found], [one for _, one in found]

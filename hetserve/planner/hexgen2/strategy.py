@@ -18,6 +18,7 @@ from math import floor, inf
 
 import numpy as np
 
+from hetserve.planner.estimate import more_often
 from hetserve.planner.hexgen2.shapes import Stages, shapes
 from hetserve.planner.hexgen2.site import DECODE, MIXED, PREFILL, Demand, Ranks, Remembered, Seconds, Site, StageCosts
 from hetserve.solve.fill import least_sum, shortest_cycle
@@ -244,9 +245,6 @@ class _Shape:
             return 0.0
         fixed_s, slopes = self._many_times(self.most)
         least_s = max(self._even_s(fixed_s, slopes), (sum(fixed_s) + self.layers * min(slopes)) / self.waves)
-        prompts_s = self.layers * min(self.added_s) * self.most / self.waves / self.demand.output_tokens  # all stages' together
-        parts = 1 + self.demand.input_tokens / self.demand.step_tokens
-        least_s = max(least_s, prompts_s / parts + prompts_s / len(self.stages) * (1 - 1 / parts))  # no stage has more of it than it works
         return most_rate(self.most / self.waves, least_s, self.demand)
 
     @cached_property
@@ -262,13 +260,15 @@ class _Shape:
         return fixed_s, [slope + prompts * added_s for slope, added_s in zip(slopes, self.added_s, strict=True)]
 
     def _many_cycle_s(self, counts: Sequence[int], sequences: float) -> float:
-        """Between two batches. What a pipeline fills and drains around each part of a prompt is seen here only, not when layers are cut."""
+        """Between two batches. That a pipeline's steps queue up behind one with prompts is seen here only, not when layers are cut."""
         fixed_s, slopes = self._many_times(sequences)
         whole_s = [one + slope * count for one, slope, count in zip(fixed_s, slopes, counts, strict=True)]
-        prompts = sequences / self.waves / self.demand.output_tokens
-        prompt_s = [prompts * added_s * count for added_s, count in zip(self.added_s, counts, strict=True)]
-        idle_s = (sum(prompt_s) - max(prompt_s)) / (1 + self.demand.input_tokens / self.demand.step_tokens)
-        return max(max(whole_s) + idle_s, sum(whole_s) / self.waves)
+        batch = sequences / self.waves
+        prompts = batch / self.demand.output_tokens
+        chunk = max(1.0, min(self.demand.step_tokens - batch, max(1.0, prompts) * self.demand.input_tokens))
+        more = more_often(prompts * self.prompt_tokens / chunk, max(1.0, self.demand.input_tokens / chunk), self.waves) - 1
+        queued_s = [more * prompts * added_s * count for added_s, count in zip(self.added_s, counts, strict=True)]
+        return max(max(one + queue for one, queue in zip(whole_s, queued_s, strict=True)), sum(whole_s) / self.waves)
 
     def _times(self, seconds: Sequence[Seconds], tokens: float) -> tuple[list[float], list[float]]:
         """Of each stage: what it takes beside its layers, its hop to the next stage included, and what a layer takes."""
