@@ -224,8 +224,12 @@ class _Shape:
         """With layers cut for so many sequences, and then as many as that cut holds."""
         fixed_s, slopes = self._many_times(sequences)
         most = self._most_layers(max(self.demand.longest, sequences * self.demand.held))
-        for waves in {self.waves, 1} if any(self.added_s) else {self.waves}:  # 1: for the least idle time around prompts
-            cut = shortest_cycle(self.layers, fixed_s, slopes, most, waves)
+        queued = [slope + queue_s for slope, queue_s in zip(slopes, self._queued_s(sequences), strict=True)]
+        tried = [(slopes, self.waves)]
+        if queued != slopes:
+            tried += [(queued, len(self.stages)), (queued, self.waves)]  # for the slowest stage alone, and with the sum over all
+        for each, waves in tried:
+            cut = shortest_cycle(self.layers, fixed_s, each, most, waves)
             if cut is not None:
                 _, counts = cut
                 held = max(sequences, self._sequences(counts))
@@ -260,15 +264,19 @@ class _Shape:
         return fixed_s, [slope + prompts * added_s for slope, added_s in zip(slopes, self.added_s, strict=True)]
 
     def _many_cycle_s(self, counts: Sequence[int], sequences: float) -> float:
-        """Between two batches. That a pipeline's steps queue up behind one with prompts is seen here only, not when layers are cut."""
+        """Between two batches."""
         fixed_s, slopes = self._many_times(sequences)
         whole_s = [one + slope * count for one, slope, count in zip(fixed_s, slopes, counts, strict=True)]
+        queued = zip(whole_s, self._queued_s(sequences), counts, strict=True)
+        return max(max(one + queue_s * count for one, queue_s, count in queued), sum(whole_s) / self.waves)
+
+    def _queued_s(self, sequences: float) -> list[float]:
+        """[stages] what a layer takes more in the mean because a pipeline's steps queue up behind one with prompts (`estimate.more_often`)."""
         batch = sequences / self.waves
         prompts = batch / self.demand.output_tokens
         chunk = max(1.0, min(self.demand.step_tokens - batch, max(1.0, prompts) * self.demand.input_tokens))
         more = more_often(prompts * self.prompt_tokens / chunk, max(1.0, self.demand.input_tokens / chunk), self.waves) - 1
-        queued_s = [more * prompts * added_s * count for added_s, count in zip(self.added_s, counts, strict=True)]
-        return max(max(one + queue for one, queue in zip(whole_s, queued_s, strict=True)), sum(whole_s) / self.waves)
+        return [more * prompts * added_s for added_s in self.added_s]
 
     def _times(self, seconds: Sequence[Seconds], tokens: float) -> tuple[list[float], list[float]]:
         """Of each stage: what it takes beside its layers, its hop to the next stage included, and what a layer takes."""
