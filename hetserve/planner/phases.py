@@ -1,6 +1,7 @@
 """Prefill and decode on groups of their own: how much both phases and the links between them serve together, and who hands how much to whom.
 
-Every prefill group hands to every decode group in proportion to its rate, so links that several pairs share are counted with all they carry.
+Every prefill group hands to every decode group in proportion to its rate, so links that several pairs share are counted with all they carry, and so
+is what a node sends to all others, or receives.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from hetserve.planner.why import devices, told
 from hetserve.spec.plan import Flow, Group, Stage
 
 NEAR = 0.95  # of the most requests per second: as good, where prompts are faster
-Shares = dict[tuple[str, str], float]  # (from, to), devices or nodes -> seconds of the link's time for one request of the whole
+Shares = dict[str, float]  # link, as "from NODE to NODE" or "out of NODE" -> seconds of its time for one request of the whole
 
 
 @dataclass(frozen=True)
@@ -54,7 +55,7 @@ def matched(case: Case, prefill: Sequence[Group], decode: Sequence[Group]) -> Ph
         share = arc.share * groups[arc.source].requests_per_s / sums[0]
         for link, seconds in _handing_s(case, groups[arc.source], groups[arc.target]).items():
             busy_s[link] += share * seconds
-    limits = {"prefill": sums[0], "decode": sums[1], **{f"the link from {a} to {b}": 1 / seconds for (a, b), seconds in busy_s.items() if seconds}}
+    limits = {"prefill": sums[0], "decode": sums[1], **{f"the link {link}": 1 / seconds for link, seconds in busy_s.items() if seconds}}
     limit = min(limits, key=lambda one: limits[one])
     return Phases(groups, flow, limits[limit], limit)
 
@@ -97,7 +98,8 @@ def _enough(groups: Sequence[Group], rate: float) -> list[Group]:
 
 
 def _handing_s(case: Case, source: Group, target: Group) -> Shares:
-    """Seconds of each link's time that the KV of a mean prompt takes: a link between two nodes is shared by all their devices."""
+    """Seconds of each link's time that the KV of a mean prompt takes: a link between two nodes is shared by all their devices, what a node sends or
+    receives by all that goes from it or to it."""
     busy_s: Shares = defaultdict(float)
     layer_bytes = case.workload.input_tokens * case.model.kv_bytes_per_token(case.dtype) / case.model.layers
     for here, there, layers in _overlaps(source.stages, target.stages):
@@ -105,8 +107,9 @@ def _handing_s(case: Case, source: Group, target: Group) -> Shares:
         for number in range(most):  # whose heads lie on one device at either end
             a, b = (stage.primary[number * len(stage.primary) // most] for stage in (here, there))
             nodes = case.device(a).node, case.device(b).node
-            link = nodes if nodes[0] != nodes[1] else (a, b)
-            busy_s[link] += layers * layer_bytes / most / case.costs.link_cost(a, b).bytes_per_s
+            ends = nodes if nodes[0] != nodes[1] else (a, b)
+            for link, bytes_per_s in {f"from {ends[0]} to {ends[1]}": case.costs.link_cost(a, b).bytes_per_s, **case.cluster.shared(a, b)}.items():
+                busy_s[link] += layers * layer_bytes / most / bytes_per_s
     return busy_s
 
 

@@ -80,6 +80,8 @@ def _stage(layers: tuple[int, int], primary: Sequence[str]) -> str:
 
 def _named(groups: Sequence[Group], cut: str) -> str:
     """What limits, with the devices."""
+    if cut.startswith(("out of ", "into ")):
+        return f"the link {cut}, which all groups there share"
     if " to " in cut:
         return f"the links from {cut}"
     group = groups[int(cut.removeprefix("group "))]

@@ -74,8 +74,8 @@ class Sheets:
 SMALL = Sheets(layers=8, layer_parameters=0.8e9, hidden=5120, kv_heads=40, kv_bytes=2 * 40 * 128 * 2)  # a few layers: every cut can be tried
 
 
-def site(machines: Sequence[tuple[Sequence[str], tuple[float, float], tuple[float, float]]]) -> Site:
-    """Machines of (GPUs, link inside, link to others)."""
+def site(machines: Sequence[tuple[Sequence[str], tuple[float, float], tuple[float, float]]], shared: bool = False) -> Site:
+    """Machines of (GPUs, link inside, link to others); `shared`: all that a machine sends goes over one such link, and so does what it receives."""
     kinds = np.array([NAMES.index(gpu) for gpus, _, _ in machines for gpu in gpus])
     nodes = np.repeat(np.arange(len(machines)), [len(gpus) for gpus, _, _ in machines])
     near = np.array([inside for _, inside, _ in machines])[nodes]
@@ -85,10 +85,12 @@ def site(machines: Sequence[tuple[Sequence[str], tuple[float, float], tuple[floa
     bytes_per_s = np.where(same, near[:, None, 1], np.minimum(far[:, None, 1], far[:, 1]))
     memory = np.array([GPUS[NAMES[kind]][2] for kind in kinds])
     names = tuple(f"{NAMES[kind]}-{number}" for number, kind in enumerate(kinds))
-    return Site(names, kinds, nodes, memory, np.full(len(kinds), np.inf), latency_s, bytes_per_s, ((1, 2, 4, 8),) * len(NAMES))
+    outside = np.array([bytes_per_s if shared else np.inf for _, _, (_, bytes_per_s) in machines])
+    called, unshared, degrees = tuple(f"machine-{number}" for number in range(len(machines))), np.zeros_like(same), ((1, 2, 4, 8),) * len(NAMES)
+    return Site(names, kinds, nodes, memory, np.full(len(kinds), np.inf), latency_s, bytes_per_s, called, outside, unshared, degrees)
 
 
-def random_site(seed: int, devices: int) -> Site:
+def random_site(seed: int, devices: int, shared: bool = False) -> Site:
     """Machines of one to four GPUs, mostly of one kind, joined by anything from NVLink to slow Ethernet."""
     rng = np.random.default_rng(seed)
     machines, left = [], devices
@@ -98,7 +100,7 @@ def random_site(seed: int, devices: int) -> Site:
         gpus = [kind if rng.random() < 0.85 else str(rng.choice(NAMES)) for _ in range(count)]
         machines.append((gpus, (NVLINK, PCIE)[int(rng.integers(2))], (FAST, SLOW)[int(rng.integers(2))]))
         left -= count
-    return site(machines)
+    return site(machines, shared)
 
 
 def large_site(devices: int, seed: int = 0) -> Site:

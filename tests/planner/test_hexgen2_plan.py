@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections import defaultdict
 from dataclasses import replace
+from itertools import product
 
+import numpy as np
 import pytest
 from planner_cases import GIB, cluster, model, profile
 
@@ -20,7 +22,7 @@ from hetserve.planner.hexgen2.search import Search
 from hetserve.planner.hexgen2.site import Ranks
 from hetserve.planner.options import Options
 from hetserve.spec.cluster import Host
-from hetserve.spec.links import Wire
+from hetserve.spec.links import Link, Wire
 from hetserve.spec.load import load_cluster
 from hetserve.spec.plan import Plan, decode_plan, encode_plan
 from hetserve.spec.workload import Workload
@@ -106,6 +108,18 @@ def test_prefill_strategies_by_rate_are_taken_where_they_pay(monkeypatch) -> Non
         told[pays] = sum(group.requests_per_s for group in made.groups if group.role == "decode"), "then all by rate" in made.notes[2]
     assert told[0.01][1] and not told[1e9][1]
     assert told[0.01][0] > 1.01 * told[1e9][0]
+
+
+@pytest.mark.parametrize("declared", [(), (Link("h100-0", "a100-1", 1e-5, 2e9), Link("l40-0", "l40-1", 1e-5, 2e9))])
+def test_a_site_shares_the_links_that_the_cluster_says_are_shared(declared) -> None:
+    over = replace(load_cluster("hexgen2-het1", HOST), links=declared)
+    found = site_of(open_case(over, LLAMA_13B, CHAT, Options()))
+    for a, b in product(range(len(found)), repeat=2):
+        here, there = int(found.nodes[a]), int(found.nodes[b])
+        ways = () if here == there or found.alone[a, b] else (("out of", here), ("into", there))
+        shared = {f"{way} {found.machines[machine]}": float(found.outside_bytes_per_s[machine]) for way, machine in ways}
+        assert shared == over.shared(found.names[a], found.names[b])
+    assert np.isinf(site_of(open_case(PAIR, MODEL, LONG, Options())).outside_bytes_per_s).all()
 
 
 def test_users_wishes_are_kept() -> None:

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from large_cases import large
 
-from hetserve.bench.simulated import assemble
+from hetserve.bench.simulated import Simulation, assemble
 from hetserve.catalog import rows
 from hetserve.control.config import config_from_plan
 from hetserve.cost.costs import Costs
@@ -22,6 +22,11 @@ from hetserve.planner.case import Case, open_case
 from hetserve.planner.draft import Part, finish, stage
 from hetserve.planner.estimate import attention_s, load
 from hetserve.planner.hetis import exclude
+from hetserve.planner.hexgen2.find import found_of, network_of
+from hetserve.planner.hexgen2.network import Layout
+from hetserve.planner.hexgen2.plan import flow_of, groups_of
+from hetserve.planner.hexgen2.search import Progress, Search
+from hetserve.planner.hexgen2.site import DECODE, PREFILL
 from hetserve.planner.kinds import degrees, kind_of, named, rank_sets
 from hetserve.planner.options import Options
 from hetserve.planner.pipeline import pipeline
@@ -156,12 +161,12 @@ def test_splitwise_has_the_fast_kinds_for_prompts() -> None:
 
 
 def test_a_link_that_carries_little_is_the_bottleneck() -> None:
-    """All KV goes over the one link between two hosts."""
+    """All KV leaves one host; it goes to several."""
     over = file("hetis-testbed")
     slow = replace(over, nodes=tuple(replace(node, outside=replace(node.outside, bytes_per_s=5e7)) for node in over.nodes))
     fast, made = plan("splitwise", over, "Llama-13B"), plan("splitwise", slow, "Llama-13B")
     rates = [sum(group.requests_per_s for group in one.groups if group.role == "decode") for one in (fast, made)]
-    assert "the link from" in made.notes[0] and rates[1] < rates[0] / 5
+    assert "the link out of host-a100" in made.notes[0] and rates[1] < rates[0] / 5
 
 
 def test_what_holds_no_model_is_told_by_kind() -> None:
@@ -180,13 +185,18 @@ def test_hetis_plans_quickly(on, most_s) -> None:
     assert time.process_time() - began_s < most_s
 
 
-def simulated(made: Plan, requests: int) -> float:
-    """Requests per second in the middle of a run in which all are there from the start."""
+def run(made: Plan, requests: int) -> Simulation:
+    """All requests are there from the start."""
     draw = np.random.default_rng(1)
     lengths = [np.maximum(1, mean * draw.uniform(0.5, 1.5, requests)).astype(int).tolist() for mean in (CHAT.input_tokens, CHAT.output_tokens)]
-    run = assemble(made, [Arrival(number * 1e-6, *both) for number, both in enumerate(zip(*lengths, strict=True))])
-    run.run()
-    ends = sorted(one.token_s[-1] for choices in run.executor.outcomes for one in choices)
+    done = assemble(made, [Arrival(number * 1e-6, *both) for number, both in enumerate(zip(*lengths, strict=True))])
+    done.run()
+    return done
+
+
+def simulated(made: Plan, requests: int) -> float:
+    """Requests per second in the middle of a run."""
+    ends = sorted(one.token_s[-1] for choices in run(made, requests).executor.outcomes for one in choices)
     first, last = int(0.3 * requests), int(0.75 * requests)
     return (last - first) / (ends[last] - ends[first])
 
@@ -212,3 +222,17 @@ def test_attention_workers_serve_as_much_as_the_simulator_makes_of_them() -> Non
 def test_phases_apart_serve_as_much_as_the_simulator_makes_of_them() -> None:
     made = plan("distserve", file("hetis-testbed"), "Llama-13B")
     assert simulated(made, 1000) == pytest.approx(sum(group.requests_per_s for group in made.groups if group.role == "decode"), rel=0.1)
+
+
+def test_a_hosts_link_that_groups_share_carries_as_much_in_the_simulator() -> None:
+    over = file("hexgen2-het1")
+    slow = replace(over, nodes=tuple(replace(node, outside=replace(node.outside, bytes_per_s=5e8)) for node in over.nodes))
+    one = case(slow, "Llama-13B")
+    network = network_of(one, Search())
+    at = {name: number for number, name in enumerate(network.site.names)}
+    sides = ["h100-0"], ["h100-1"], ["a100-0", "a100-1"], ["l40-0", "l40-1"]
+    layout = Layout(tuple(tuple(at[name] for name in side) for side in sides), (PREFILL, PREFILL, DECODE, DECODE))
+    found = found_of(network, network.solve(layout), Progress(0), "")
+    assert found.outcome.cut == ("out of host-h100",) and found.outcome.total < 0.2 * network.most(layout, network.rates(layout))
+    made = finish(one, "hexgen2", groups_of(one, found), [], flow=flow_of(found.outcome))
+    assert 100 / run(made, 100).lasted_s == pytest.approx(found.outcome.total, rel=0.1)  # the link is busy from the first to the last prompt

@@ -40,6 +40,12 @@ def site_of(case: Case) -> Site:
     numbers, examples = kinds_of(case)
     nodes = {name: number for number, name in enumerate(dict.fromkeys(device.node for device in devices))}
     latency_s, bytes_per_s = _links(case)
+    outside = {node.name: node.outside.bytes_per_s for node in case.cluster.nodes if node.outside is not None}
+    index = {device.name: number for number, device in enumerate(devices)}
+    alone = np.zeros((len(devices), len(devices)), bool)
+    for link in case.cluster.links:  # declared one by one: spec/cluster.py, Cluster.shared
+        if link.source in index and link.target in index:  # a part of the cluster may be looked at
+            alone[index[link.source], index[link.target]] = True
     ranks = [tuple(one for one in (1, 2, 4, 8) if case.model.kv_heads % one == 0 and one <= MOST_RANKS)] * len(examples)
     for device, number in zip(devices, numbers, strict=True):
         if not device.is_gpu:
@@ -52,6 +58,9 @@ def site_of(case: Case) -> Site:
         kv_bytes=np.array([_most_kv(case, device) for device in devices]),
         latency_s=latency_s,
         bytes_per_s=bytes_per_s,
+        machines=tuple(nodes),
+        outside_bytes_per_s=np.array([outside.get(name, np.inf) for name in nodes]),
+        alone=alone,
         degrees=tuple(ranks),
     )
 

@@ -2,23 +2,33 @@
 
 Of prefill and decode groups: source to every prefill group (in to out: its rate), on to every decode group (what the links carry), in to out, to
 the sink; as in the paper, with capacities per second instead of per T. Mixed groups (HexGen's) have nothing between them.
+
+Chosen here: what a machine sends, and what it receives, is shared by all transfers from it and to it. Groups over several machines send from each in
+proportion to what lies there, which no flow network says; so where the maximum flow is more than a machine's link carries, a linear program over the
+same arcs finds the most that is not. What stages of one group send each other goes over the same links, is little beside KV, and is not counted.
 """
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from itertools import accumulate
+from itertools import accumulate, compress
 from typing import ClassVar
 
 import numpy as np
 
 from hetserve.planner.hexgen2.site import DECODE, MIXED, PREFILL, ROLES, Site
-from hetserve.planner.hexgen2.strategy import Strategies, Strategy
+from hetserve.planner.hexgen2.strategy import Strategies
+from hetserve.planner.hexgen2.transfer import Transfer, Wire, transfer
 from hetserve.solve.maxflow import max_flow
+from hetserve.solve.packing import most_packed
 
 ENOUGH = 1 - 1e-9  # of a flow: as much
+SOME = 1e-6  # of the flow: what a limit is worth that is in the way
 Devices = tuple[int, ...]
+Pair = tuple[int, int]  # a prefill group and a decode group
+Transfers = dict[Pair, Transfer]
 
 
 @dataclass(frozen=True)
@@ -40,16 +50,16 @@ class Outcome:
     Attributes:
         rates: [groups] requests per second each could serve.
         flows: [groups] requests per second each does.
-        arcs: (prefill group, decode group) -> requests per second, those with any.
-        cut: what limits the total: "group 3", or "group 0 to group 2" for a link.
-        tight: groups of the cut, and those at either end of a link in it.
+        arcs: -> requests per second, those with any.
+        cut: what limits the total: "group 3", "group 0 to group 2" for a link, "out of NODE" or "into NODE" for what a machine sends or receives.
+        tight: groups of the cut, those at either end of a link in it, and those that send over a machine's link in it or receive.
     """
 
     layout: Layout
     total: float
     rates: tuple[float, ...]
     flows: tuple[float, ...]
-    arcs: dict[tuple[int, int], float]
+    arcs: dict[Pair, float]
     cut: tuple[str, ...]
     tight: frozenset[int]
 
@@ -72,13 +82,14 @@ class Network:
     site: Site
     strategies: Strategies
     solved: int = 0  # flows
-    _links: dict[tuple[Devices, Devices], float] = field(default_factory=dict)
+    _transfers: dict[tuple[Devices, Devices], Transfer] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         size_bytes = self.strategies.demand.input_tokens * self.strategies.costs.kv_bytes * self.strategies.costs.layers
         off = ~np.eye(len(self.site), dtype=bool)
         slowest_s = (self.site.latency_s + size_bytes / self.site.bytes_per_s)[off].max(initial=0.0)
         self.links_carry = 1 / slowest_s if slowest_s else float("inf")  # any two groups: requests per second at least
+        self.machines_carry = float(self.site.outside_bytes_per_s.min()) / max(size_bytes, 1e-12)  # every machine's link: of all requests together
 
     def rates(self, layout: Layout) -> list[float]:
         return [self.strategies.rate(group, role) for group, role in zip(layout.groups, layout.roles, strict=True)]
@@ -88,39 +99,79 @@ class Network:
         sides = {role: sum(rates[number] for number in layout.of(role)) for role in self.roles}
         return min(sides.values())
 
-    def total(self, layout: Layout, rates: Sequence[float]) -> float:
-        """Requests per second, as `solve`, without saying how."""
-        if all(rate <= self.links_carry for number, rate in enumerate(rates) if layout.roles[number] == PREFILL):
-            return self.most(layout, rates)
-        return self.solve(layout, rates).total
+    def total(self, layout: Layout, rates: Sequence[float], least: float = 0.0) -> float:
+        """Requests per second, as `solve`, without saying how.
 
-    def solve(self, layout: Layout, rates: Sequence[float] | None = None) -> Outcome:
-        """The maximum flow."""
+        Args:
+            least: of interest; where the total is less, what is returned is less, too, but may be more than the total.
+        """
+        most = self.most(layout, rates)
+        narrow = any(rate > self.links_carry for number, rate in enumerate(rates) if layout.roles[number] == PREFILL)
+        return self.solve(layout, rates, least).total if narrow or most > self.machines_carry else most
+
+    def solve(self, layout: Layout, rates: Sequence[float] | None = None, least: float = 0.0) -> Outcome:
+        """The maximum flow.
+
+        Args:
+            least: of interest, as in `total`.
+        """
         self.solved += 1
         rates = self.rates(layout) if rates is None else rates
-        first, second = ([number for number in layout.of(role) if rates[number] > 0] for role in (PREFILL, DECODE))
+        first, second = ([number for number in layout.of(role) if rates[number] > 0] for role in ROLES)
         count = len(layout.groups)
         if not first or not second:
             tight = frozenset(layout.of(PREFILL if not first else DECODE))
             return Outcome(layout, 0.0, tuple(rates), (0.0,) * count, {}, (), tight)
+        transfers = {(p, d): self.transfer(layout.groups[p], layout.groups[d]) for p in first for d in second}
+        flow = self._unshared(layout, rates, transfers)
+        return flow if flow.total < ENOUGH * least or _fits(flow, transfers) else self._shared(flow, transfers)
+
+    def _unshared(self, layout: Layout, rates: Sequence[float], transfers: Transfers) -> Outcome:
+        """The maximum flow as if nobody else used a machine's link."""
+        count, pairs = len(layout.groups), list(transfers)
+        first, second = _ends(transfers)
         source, sink = 2 * count, 2 * count + 1  # group g: in 2g, out 2g + 1
-        pairs = [(p, d) for p in first for d in second]
-        carried = [self.link(layout.groups[p], layout.groups[d]) for p, d in pairs]
         used = first + second
         tails = [source] * len(first) + [2 * g for g in used] + [2 * p + 1 for p, _ in pairs] + [2 * d + 1 for d in second]
         heads = [2 * g for g in first] + [2 * g + 1 for g in used] + [2 * d for _, d in pairs] + [sink] * len(second)
-        room = [np.inf] * len(first) + [rates[g] for g in used] + carried + [np.inf] * len(second)
+        room = [np.inf] * len(first) + [rates[g] for g in used] + [one.most for one in transfers.values()] + [np.inf] * len(second)
         flow = max_flow(tails, heads, room, source, sink)
-        bounds = [0, *accumulate((len(first), len(used), len(pairs), len(second)))]
-        through = dict(zip(used, flow.flows[bounds[1] : bounds[2]].tolist(), strict=True))
-        moved = flow.flows[bounds[2] : bounds[3]].tolist()
-        arcs = {pair: rate for pair, rate in zip(pairs, moved, strict=True) if rate > 1e-9 * flow.total}
-        cut_groups = [g for g, crossing in zip(used, flow.cut[bounds[1] : bounds[2]], strict=True) if crossing]
-        cut_pairs = [pair for pair, crossing in zip(pairs, flow.cut[bounds[2] : bounds[3]], strict=True) if crossing]
-        stuck = {*cut_groups, *(g for pair in cut_pairs for g in pair)}
-        told = [f"group {g}" for g in cut_groups] + [f"group {p} to group {d}" for p, d in cut_pairs]
+        bounds = [0, *accumulate((len(first), len(used), len(pairs)))]
+        groups, links = slice(bounds[1], bounds[2]), slice(bounds[2], bounds[3])
+        through = dict(zip(used, flow.flows[groups].tolist(), strict=True))
         flows = tuple(through.get(g, 0.0) for g in range(count))
-        return Outcome(layout, flow.total, tuple(rates), flows, arcs, tuple(told), frozenset(stuck))
+        arcs = {pair: rate for pair, rate in zip(pairs, flow.flows[links].tolist(), strict=True) if rate > 1e-9 * flow.total}
+        told, stuck = self._cut(transfers, list(compress(used, flow.cut[groups])), list(compress(pairs, flow.cut[links])), [])
+        return Outcome(layout, flow.total, tuple(rates), flows, arcs, told, stuck)
+
+    def _shared(self, flow: Outcome, transfers: Transfers) -> Outcome:
+        """The most that passes with machines' links shared, where that is less than the flow without."""
+        pairs = list(transfers)
+        used = [group for side in _ends(transfers) for group in side]
+        wires = sorted({wire for one in transfers.values() for wire in one.shared_s})
+        groups, links = {group: row for row, group in enumerate(used)}, {wire: row for row, wire in enumerate(wires, len(used))}
+        uses = np.zeros((len(used) + len(wires), len(pairs)))  # of an arc that carries as much as passes in all
+        for column, ((p, d), one) in enumerate(transfers.items()):
+            for group in (p, d):
+                uses[groups[group], column] = flow.total / flow.rates[group]
+            for wire, seconds in one.shared_s.items():
+                uses[links[wire], column] = flow.total * seconds
+        most = [min(one.most / flow.total, 2.0) for one in transfers.values()]  # 2: an arc that could carry more than all is never full
+        found = most_packed(uses, np.array(most))
+        arcs = {pair: rate for pair, rate in zip(pairs, (found.amounts * flow.total).tolist(), strict=True) if rate > 1e-9 * flow.total}
+        flows = tuple(sum(rate for pair, rate in arcs.items() if group in pair) for group in range(len(flow.flows)))
+        dear = (found.room_prices > SOME).tolist()
+        told, stuck = self._cut(
+            transfers, list(compress(used, dear)), list(compress(pairs, found.own_prices > SOME)), list(compress(wires, dear[len(used) :]))
+        )
+        return Outcome(flow.layout, sum(arcs.values()), flow.rates, flows, arcs, told, stuck)
+
+    def _cut(self, transfers: Transfers, groups: list[int], pairs: list[Pair], wires: list[Wire]) -> tuple[tuple[str, ...], frozenset[int]]:
+        """What limits the total by name, and the groups that it goes through."""
+        told = [f"group {group}" for group in groups] + [f"group {p} to group {d}" for p, d in pairs]
+        told += [f"{way} {self.site.machines[machine]}" for way, machine in wires]
+        over = {pair[way == "into"] for pair, one in transfers.items() for way, machine in wires if (way, machine) in one.shared_s}
+        return tuple(told), frozenset({*groups, *(group for pair in pairs for group in pair), *over})
 
     def spread(self, outcome: Outcome) -> Outcome:
         """The same total with all groups of a role used to the same share, where links allow it: a maximum flow says nothing of who rests."""
@@ -129,14 +180,14 @@ class Network:
         even = self.solve(layout, [rate * used[role] for rate, role in zip(rates, layout.roles, strict=True)])
         return replace(outcome, flows=even.flows, arcs=even.arcs) if even.total >= ENOUGH * outcome.total else outcome
 
-    def link(self, prefill: Devices, decode: Devices) -> float:
-        """Requests per second whose KV the links between two groups carry."""
-        known = self._links.get((prefill, decode))
+    def transfer(self, prefill: Devices, decode: Devices) -> Transfer:
+        """A mean prompt's KV from one group to another."""
+        known = self._transfers.get((prefill, decode))
         if known is None:
             here, there = self.strategies.best(prefill, PREFILL), self.strategies.best(decode, DECODE)
             assert here is not None and there is not None
-            size_bytes = self.strategies.demand.input_tokens * self.strategies.costs.kv_bytes
-            known = self._links[prefill, decode] = 1 / max(transfer_s(self.site, here, there, size_bytes), 1e-12)
+            layer_bytes = self.strategies.demand.input_tokens * self.strategies.costs.kv_bytes
+            known = self._transfers[prefill, decode] = transfer(self.site, here, there, layer_bytes)
         return known
 
 
@@ -145,10 +196,10 @@ class Mixed(Network):
 
     roles = (MIXED,)
 
-    def total(self, layout: Layout, rates: Sequence[float]) -> float:
+    def total(self, layout: Layout, rates: Sequence[float], least: float = 0.0) -> float:
         return self.most(layout, rates)
 
-    def solve(self, layout: Layout, rates: Sequence[float] | None = None) -> Outcome:
+    def solve(self, layout: Layout, rates: Sequence[float] | None = None, least: float = 0.0) -> Outcome:
         """All groups are full, and none is in another's way."""
         rates = tuple(self.rates(layout) if rates is None else rates)
         told = tuple(f"group {number}" for number, rate in enumerate(rates) if rate > 0)
@@ -158,55 +209,15 @@ class Mixed(Network):
         return outcome
 
 
-def transfer_s(site: Site, prefill: Strategy, decode: Strategy, layer_bytes: float) -> float:
-    """Seconds until the KV of one request is over: each layer goes from the devices that computed it to those that will use it, heads to their ranks.
-
-    The transfers share what they share: those between two machines the one link between them, those within a machine the link between two devices.
-    The slowest of these links decides (notes 2.2; which transfers share is chosen here). Links between two machines that several pairs of groups use
-    are counted for each pair as if it were alone.
-
-    Args:
-        layer_bytes: KV of one layer of a request, all heads.
-    """
-    loads: dict[tuple[bool, int, int], tuple[float, float]] = {}
-    for source, target, layers in _overlaps(prefill, decode):
-        whole = layers * layer_bytes
-        for a, b, share in _shards(source, target):
-            if a == b:
-                continue
-            far = site.nodes[a] != site.nodes[b]
-            key = (True, int(site.nodes[a]), int(site.nodes[b])) if far else (False, a, b)
-            latency_s, busy_s = loads.get(key, (0.0, 0.0))
-            loads[key] = (max(latency_s, float(site.latency_s[a, b])), busy_s + whole * share / float(site.bytes_per_s[a, b]))
-    return max((latency_s + busy_s for latency_s, busy_s in loads.values()), default=0.0)
+def _ends(transfers: Transfers) -> tuple[list[int], list[int]]:
+    """Groups that send, and groups that receive."""
+    return list(dict.fromkeys(p for p, _ in transfers)), list(dict.fromkeys(d for _, d in transfers))
 
 
-def _overlaps(prefill: Strategy, decode: Strategy) -> list[tuple[Devices, Devices, int]]:
-    """Stages of either that have layers in common, and how many."""
-    found, i, j, at = [], 0, 0, 0
-    end_i, end_j = prefill.layers[0], decode.layers[0]
-    while True:
-        until = min(end_i, end_j)
-        found.append((prefill.stages[i], decode.stages[j], until - at))
-        at = until
-        if end_i == until:
-            i += 1
-            end_i += prefill.layers[i] if i < len(prefill.layers) else 0
-        if end_j == until:
-            j += 1
-            end_j += decode.layers[j] if j < len(decode.layers) else 0
-        if i == len(prefill.layers):
-            return found
-
-
-def _shards(source: Devices, target: Devices) -> list[tuple[int, int, float]]:
-    """(from, to, share of the heads) of ranks that hold heads in common; both sides deal heads out in order and evenly."""
-    if len(source) == len(target):
-        return [(a, b, 1 / len(source)) for a, b in zip(source, target, strict=True)]
-    found = []
-    for i, a in enumerate(source):
-        for j, b in enumerate(target):
-            share = min((i + 1) / len(source), (j + 1) / len(target)) - max(i / len(source), j / len(target))
-            if share > 1e-12:
-                found.append((a, b, share))
-    return found
+def _fits(flow: Outcome, transfers: Transfers) -> bool:
+    """Whether every machine's link carries it."""
+    busy: dict[Wire, float] = defaultdict(float)
+    for pair, rate in flow.arcs.items():
+        for wire, seconds in transfers[pair].shared_s.items():
+            busy[wire] += rate * seconds
+    return max(busy.values(), default=0.0) <= 1 / ENOUGH

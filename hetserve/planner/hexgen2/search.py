@@ -149,7 +149,7 @@ def _best(network: Network, outcome: Outcome, changes: Iterator[Change], progres
             continue
         together = base.plus(change)
         changed = together.apply(layout)
-        key = (network.total(changed, network.rates(changed)), surplus)
+        key = (network.total(changed, network.rates(changed), best_key[0]), surplus)
         if _gains(key, best_key):
             best, best_key, best_sides = together, key, after
     return best.apply(layout) if best.old or best.new else None

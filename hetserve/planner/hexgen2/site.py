@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
+Bools = NDArray[np.bool_]
 
 PREFILL, DECODE, MIXED = "prefill", "decode", "mixed"
 ROLES = (PREFILL, DECODE)  # of groups that do one kind of work each
@@ -32,6 +33,9 @@ class Site:
         memory_bytes: [devices] budgets.
         kv_bytes: [devices] the most that KV may take of them.
         latency_s, bytes_per_s: [devices, devices] of a transfer from one to another; the diagonal is not looked at.
+        machines: [machines] for people.
+        outside_bytes_per_s: [machines] what each sends to all others at most, and as much receives; inf: nobody said.
+        alone: [devices, devices] links between machines that are not part of what the machines send and receive.
         degrees: [kinds] how many of them may share a stage's layers by tensor parallelism, ascending, 1 among them.
     """
 
@@ -42,6 +46,9 @@ class Site:
     kv_bytes: Floats
     latency_s: Floats
     bytes_per_s: Floats
+    machines: tuple[str, ...]
+    outside_bytes_per_s: Floats
+    alone: Bools
     degrees: tuple[tuple[int, ...], ...]
 
     def __len__(self) -> int:
