@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from hexgen2_cases import DEMAND, FAST, PCIE, SMALL, Sheets, best_of_all, het1, large_site, random_case, random_site, site
+from hexgen2_cases import DEMAND, FAST, PCIE, SLOW, SMALL, Sheets, best_of_all, het1, large_site, random_case, random_site, site
 
 from hetserve.planner.hexgen2.changes import drawn, everything, guided, left_out
 from hetserve.planner.hexgen2.genetic import evolve
@@ -42,6 +42,16 @@ def test_with_the_fastest_prefill_strategies_too() -> None:
         best = best_of_all(over, costs, demand, fastest_prefill=True)
         found = search(over, costs, demand, fastest_prefill=True)
         assert (found.total if found else 0.0) >= 0.95 * best
+
+
+def test_groups_are_laid_out_for_the_links_that_they_share() -> None:
+    over = site([(["h100"] * 3, PCIE, SLOW), (["l40"] * 2, PCIE, SLOW)], shared=True)
+    free = replace(over, outside_bytes_per_s=np.full(len(over.machines), np.inf))
+    costs = replace(SMALL, kv_bytes=4 * SMALL.kv_bytes)
+    best, found, elsewhere = best_of_all(over, costs, DEMAND), search(over, costs), search(free, costs)
+    assert found is not None and elsewhere is not None and found.total == pytest.approx(best)
+    as_if_free = Network(over, Strategies(over, costs, DEMAND)).solve(elsewhere.layout).total
+    assert as_if_free < 0.999 * best and best < 0.95 * elsewhere.total
 
 
 def test_the_same_seed_finds_the_same() -> None:
