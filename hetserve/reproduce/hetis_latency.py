@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from hetserve.bench.simulated import arrivals_of, assemble, summary
+from hetserve.bench.sweep import KEEPS_UP
 from hetserve.reproduce.hetis_case import DATASETS, LLAMA_70B, mean_load, plan_for, requests
 from hetserve.reproduce.report import Bars, Cell, Found, Report, Table
 from hetserve.reproduce.setup import Setup
@@ -32,7 +33,7 @@ class Felt:
 
     ttft_ms: float
     tpot_ms: float
-    saturated: bool  # later requests waited ever longer for their first token
+    saturated: bool  # output fell behind arrivals (bench.sweep's measure), or later requests waited ever longer for their first token
     layout: str
     inputs: dict[str, Any]
 
