@@ -78,7 +78,11 @@ def felt(place: Place) -> Felt:
     done.run()
     result = summary(done, rate, percentiles=(95.0,))
     return Felt(
-        result["p95_ttft_ms"], result["p95_tpot_ms"], bool(result["saturated"]), layout(plan), dict(drawn.lengths.inputs) | {"requests_per_s": rate}
+        result["p95_ttft_ms"],
+        result["p95_tpot_ms"],
+        bool(result["saturated"]) or result["output_share"] < KEEPS_UP,
+        layout(plan),
+        dict(drawn.lengths.inputs) | {"requests_per_s": rate},
     )
 
 
