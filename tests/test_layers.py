@@ -293,3 +293,9 @@ def test_what_is_allowed_passes(tmp_path, path, text) -> None:
     (tmp_path / path).write_text(text + "\n")
     for check in (python_violations, impure_uses, environment_reads, include_violations):
         assert check(tmp_path) == []
+
+
+def test_no_two_test_modules_share_a_name() -> None:
+    """pytest imports them by their names alone, and stops at the second: a folder by itself passes."""
+    names = [path.name for path in (ROOT / "tests").rglob("test_*.py")]
+    assert sorted(names) == sorted(set(names))
