@@ -99,14 +99,13 @@ class Dispatcher:
         return self._deal(np.array([slot])) or self._deal(np.array([slot]), staging=False)
 
     def movable(self, slot: int) -> bool:
-        """Whether a sequence may be dealt anew now. It rests for a page's worth of tokens between two moves."""
-        slots = self._slots
-        resting = slots.known[slot] >= slots.settled[slot] + slots.page_tokens
-        return bool(self.active and slots.phase[slot] == DECODE and slot not in self._moves.active and resting)
+        """Whether a sequence may be dealt anew now."""
+        return bool(self.active and self._slots.phase[slot] == DECODE and slot not in self._moves.active and self._rested()[slot])
 
     # --------------------------------------------------------------------------------------------------- numbers
 
     def _rested(self) -> NDArray[np.bool_]:
+        """[slots] A sequence rests for a page's worth of tokens between two moves."""
         slots = self._slots
         return slots.known >= slots.settled + slots.page_tokens
 
